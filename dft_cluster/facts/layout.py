@@ -1,0 +1,91 @@
+"""How a prompt and its answer become tokens: one layout for training and evaluation alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dft_cluster.errors import InputError
+
+ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{prompt}\n\n### Response:\n"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of prompt and answer; positions `start` to `stop` are the answer, then comes at most an EOS."""
+
+    ids: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.ids[self.start : self.stop]
+
+    @property
+    def targets(self) -> int:
+        """Tokens that carry loss: the answer and its EOS."""
+        return len(self.ids) - self.start
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A tokenizer with a template.
+
+    `plain` is the prompt, a space and the answer, after whatever the tokenizer puts before every text (a BOS, or
+    nothing). `alpaca` is the instruction form without input. `chat` is the tokenizer's own chat template with
+    the prompt as the user's turn.
+    """
+
+    tokenizer: Any
+    template: Literal["plain", "alpaca", "chat"] = "plain"
+    eos: bool = True
+
+    def __post_init__(self) -> None:
+        if self.template == "chat" and not getattr(self.tokenizer, "chat_template", None):
+            raise InputError(
+                "train.template: chat needs a tokenizer with a chat template, and this one has none (use plain or alpaca)"
+            )
+        if self.eos and self.tokenizer.eos_token_id is None:
+            raise InputError("train.eos: this tokenizer has no end-of-sequence token (set train.eos=false)")
+
+    @property
+    def pad(self) -> int:
+        """Any id will do under the attention mask; EOS or 0 where the tokenizer names none."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return int(next(i for i in known if i is not None))
+
+    def prompt(self, prompt: str) -> tuple[int, ...]:
+        """The tokens after which an answer begins."""
+        if self.template == "chat":
+            turns = [{"role": "user", "content": prompt}]
+            return self._ids(
+                self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            )
+        text = ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
+        return (*self._prefix(), *self._ids(text))
+
+    def example(self, prompt: str, answer: str, *, eos: bool | None = None) -> Example:
+        """Prompt and answer together; `eos` overrides the layout's own setting."""
+        before = self.prompt(prompt)
+        after = self._ids(f" {answer}" if self.template == "plain" else answer)
+        if not after:
+            raise InputError(f"the answer {answer!r} to {prompt!r} has no tokens")
+        end = (int(self.tokenizer.eos_token_id),) if (self.eos if eos is None else eos) else ()
+        return Example((*before, *after, *end), len(before), len(before) + len(after))
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _prefix(self) -> tuple[int, ...]:
+        with_special, without = self.tokenizer("a")["input_ids"], self._ids("a")
+        place = next(
+            (i for i in range(len(with_special)) if tuple(with_special[i : i + len(without)]) == without), 0
+        )
+        return tuple(with_special[:place])

@@ -1,0 +1,130 @@
+"""What a causal language model is made of, read from its structure: parameters, saved names, layers and kinds."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from dft_cluster.errors import InputError
+from dft_cluster.patch.folder import Folder
+
+Kind = Literal["mlp", "attention", "norm", "embedding", "head", "other"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One weight that is updated (tied weights are one), and where its file keeps it."""
+
+    index: int
+    name: str
+    saved: str
+    shape: tuple[int, ...]
+    numel: int
+    layer: int | None
+    kind: Kind
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The model's config, refused where it is no causal language model."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError) as error:
+        raise InputError(f"model.name: {folder} has no config that transformers can read: {error}") from error
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    named = list(getattr(config, "architectures", None) or [])
+    if not (known or (remote and trust_remote_code)) or (named and not any(re.search("CausalLM|LMHead", n) for n in named)):
+        raise InputError(
+            f"model.name: {folder} is not a causal language model (model_type {config.model_type!r}, "
+            f"architectures {named}); right would be one that AutoModelForCausalLM loads"
+        )
+    return config
+
+
+def skeleton(folder: Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model without its weights: shapes on the meta device, which cost no memory."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(folder, trust_remote_code)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    return model
+
+
+def parameters(folder: Path, trust_remote_code: bool = False) -> list[Parameter]:
+    """Every parameter in the model's order, with its saved name.
+
+    A model whose files hold other tensors than its modules (fused experts, quantized weights) is refused: a
+    patch of such a model could not be applied tensor by tensor.
+    """
+    model = skeleton(folder, trust_remote_code)
+    files = Folder(folder)
+    prefix = getattr(model, "base_model_prefix", "")
+    owners = _owners(model)
+    found: list[Parameter] = []
+    problems: list[str] = []
+    for index, (name, weight) in enumerate(model.named_parameters()):
+        saved = next((s for s in _saved_names(name, owners[id(weight)], prefix) if s in files), None)
+        if saved is None:
+            problems.append(f"{name} {tuple(weight.shape)} is in no file")
+        elif tuple(files.shape(saved)) != tuple(weight.shape):
+            problems.append(f"{name} is {tuple(weight.shape)} in the model and {tuple(files.shape(saved))} in the file")
+        elif not files.dtype(saved).is_floating_point or files.dtype(saved).itemsize not in (2, 4):
+            problems.append(f"{name} is stored as {files.dtype(saved)}")
+        else:
+            layer, kind = _place(model, name, weight)
+            found.append(Parameter(index, name, saved, tuple(weight.shape), weight.numel(), layer, kind))
+    if problems:
+        raise InputError(
+            f"model.name: the saved tensors of {folder} do not map one to one onto the loaded parameters, so no patch "
+            f"could be made: {'; '.join(problems[:3])}{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+            "Right would be a model stored as fp32, fp16 or bf16 with one tensor per parameter"
+        )
+    return found
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """All names of each weight: tied ones have several, and a file may use any."""
+    names: dict[int, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(name)
+    return names
+
+
+def _saved_names(name: str, names: list[str], prefix: str) -> list[str]:
+    """A file may leave the base model's prefix out, as GPT-2's does."""
+    every = [name, *names]
+    return every + [n.removeprefix(f"{prefix}.") for n in every if prefix]
+
+
+def _place(model: Any, name: str, weight: nn.Parameter) -> tuple[int | None, Kind]:
+    """Layer number and kind. A layer is an item of the longest list of blocks."""
+    match = re.match(rf"{re.escape(_blocks(model))}\.(\d+)\.(.+)", name)
+    layer = int(match[1]) if match else None
+    if weight.ndim == 1 and not name.endswith("bias"):
+        return layer, "norm"
+    if match:
+        norm = re.search(r"norm|ln_", match[2].split(".")[0]) and weight.ndim == 1
+        return layer, "norm" if norm else "attention" if re.search(r"attn|attention", match[2]) else "mlp"
+    if model.get_input_embeddings() is not None and weight is model.get_input_embeddings().weight:
+        return None, "embedding"
+    head = model.get_output_embeddings()
+    if head is not None and any(weight is w for w in head.parameters()):
+        return None, "head"
+    return None, "norm" if weight.ndim == 1 else "embedding" if isinstance(_owner(model, name), nn.Embedding) else "other"
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _blocks(model: nn.Module) -> str:
+    lists = [(len(m), -len(n), n) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    return max(lists)[2] if lists else "\0"

@@ -1,0 +1,221 @@
+"""A DeepSpeed engine that lives as long as the run: set θ, train, read the shards, forget, train again."""
+
+import ctypes
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dft_cluster.config import TrainSettings
+from dft_cluster.facts.layout import Example
+from dft_cluster.models.structure import Parameter
+from dft_cluster.patch.folder import Folder
+from dft_cluster.training import shards
+from dft_cluster.training.batches import Batch, collate, mixed, steps
+from dft_cluster.training.losses import answer_logits, can_keep, total_nll
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """What one fine-tune of a group saw: the loss of every step, answer tokens counted over the whole group."""
+
+    losses: list[float]
+    tokens: int
+    seconds: float
+
+
+@dataclass
+class Place:
+    """A rank's seat in its group's world."""
+
+    rank: int
+    world: int
+    address: str
+    port: int
+    device: str = "cpu"
+    threads: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def join(place: Place) -> None:
+    """Enters the group's world. On a CPU, DeepSpeed would first compile a shared-memory op that serves inference only."""
+    os.environ.update(
+        RANK=str(place.rank),
+        LOCAL_RANK="0",
+        WORLD_SIZE=str(place.world),
+        MASTER_ADDR=place.address,
+        MASTER_PORT=str(place.port),
+        **place.environment,
+    )
+    if place.threads:
+        torch.set_num_threads(place.threads)
+    if place.device == "cpu":
+        _keep_freed_memory()
+    import deepspeed
+    import deepspeed.ops
+
+    if place.device == "cpu":
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
+    deepspeed.init_distributed("nccl" if place.device == "cuda" else "gloo", verbose=False)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc reuse what training frees: handing large blocks back after every step costs more in page faults
+    than the step's arithmetic."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    trim_threshold, mmap_max = -1, -4  # names of <malloc.h>
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def deepspeed_config(train: TrainSettings, world: int, device: str = "cpu") -> dict[str, Any]:
+    """One micro-batch a rank as far as DeepSpeed knows; the loss carries the weights (see `Engine.fine_tune`)."""
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if device == "cpu":
+        # DeepSpeed's defaults copy all gradients once more, through buckets sized for a GPU.
+        zero |= {"contiguous_gradients": train.offload != "none", "reduce_bucket_size": 2 * 10**7}
+    if train.offload != "none":
+        zero["offload_optimizer"] = offload
+    if train.offload == "all":
+        zero["offload_param"] = offload
+    return {
+        "train_batch_size": world,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": train.clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": train.precision == "bf16"},
+        # The sign of every delta matters: gradients of several ranks are added up in fp32.
+        "communication_data_type": "fp32",
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": train.lr,
+                "betas": [0.9, 0.999],
+                "eps": 1e-8,
+                "weight_decay": train.weight_decay,
+                "torch_adam": True,
+                "fused": True,
+            },
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**62,
+    }
+
+
+class Engine:
+    """One rank's model, optimizer and view of its fp32 masters.
+
+    `masters` are flat buffers with padding; `fragments` say which elements of which parameter lie where.
+    """
+
+    def __init__(self, folder: Path, train: TrainSettings, place: Place, trust_remote_code: bool = False) -> None:
+        import deepspeed
+        from transformers import AutoModelForCausalLM
+        from transformers.integrations import HfDeepSpeedConfig
+
+        self.train, self.place, self.stage = train, place, train.zero_stage
+        settings = deepspeed_config(train, place.world, place.device)
+        # Kept alive: while it is, transformers builds the model in shards.
+        self._sharded = HfDeepSpeedConfig(settings) if self.stage == 3 else None
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.bfloat16 if train.precision == "bf16" else torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        weights = list(model.parameters())
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, model_parameters=weights, config=settings)
+        self.module = self._engine.module
+        self.keeps = can_keep(self.module)
+        self.device = torch.device(self._engine.device)
+        self.masters: list[Tensor] = shards.masters(self._optimizer, self.stage)
+        self.fragments = shards.fragments(self._optimizer, self.stage, place.rank, weights)
+        self.steps_done = 0
+
+    def load(self, files: Folder, parameters: Sequence[Parameter]) -> None:
+        """θ from a folder's exact values, each rank reading its own elements alone."""
+        for fragment in self.fragments:
+            values = files.flat(parameters[fragment.parameter].saved, fragment.start, fragment.stop)
+            fragment.of(self.masters).copy_(values)
+        self.push()
+
+    def push(self) -> None:
+        """Working weights ← cast masters."""
+        shards.push(self._optimizer, self.stage)
+
+    def forget(self) -> None:
+        """A fresh optimizer."""
+        shards.forget(self._optimizer)
+
+    def moments(self) -> dict[str, list[Tensor]]:
+        """The optimizer's state, by name, laid out like the masters (empty before the first step)."""
+        states = [self._optimizer.optimizer.state[group["params"][0]] for group in self._optimizer.optimizer.param_groups]
+        return {name: [state[name] for state in states] for name in (states[0] if states else ())}
+
+    def fine_tune(
+        self,
+        examples: Sequence[Example],
+        pad: int,
+        round_: int,
+        *,
+        epochs: int | None = None,
+        watch: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    ) -> FineTune:
+        """Trains θ in place on the group's facts.
+
+        The loss of a step is Σ nll / T over the whole batch of the group, T its answer tokens. DeepSpeed averages
+        the ranks' gradients, so each rank backs off W · Σ nll / T of its own share; a rank without facts takes part
+        with weight zero.
+        """
+        began = time.perf_counter()
+        train, world = self.train, self.place.world
+        epochs = epochs or train.epochs
+        total = epochs * math.ceil(len(examples) / train.batch)
+        filler = collate(examples[:1], pad)
+        torch.manual_seed(mixed(train.seed, round_, self.place.rank))
+        self._engine.train()
+        losses: list[Tensor] = []
+        tokens = 0
+        plan = steps(
+            examples, batch=train.batch, epochs=epochs, rank=self.place.rank, world=world, pad=pad,
+            seed=train.seed, round_=round_, tokens_per_batch=train.tokens_per_batch,
+        )  # fmt: skip
+        for number, step in enumerate(plan):
+            self._set_rate(number, total)
+            seen = torch.zeros((), device=self.device)
+            for place, batch in enumerate(step.micro):
+                self._engine.set_gradient_accumulation_boundary(place == len(step.micro) - 1)
+                loss = self._nll(batch or filler) * (world / step.group_targets if batch else 0.0)
+                self._engine.backward(loss)
+                seen += loss.detach()
+            self._engine.step()
+            if world > 1:
+                torch.distributed.all_reduce(seen)
+            losses.append(seen / world)
+            tokens += step.tokens
+            self.steps_done += 1
+            watch(number + 1, total, float(losses[-1]))
+        self._engine.eval()
+        return FineTune([float(loss) for loss in losses], tokens, time.perf_counter() - began)
+
+    def _nll(self, batch: Batch) -> Tensor:
+        batch = batch.to(self.device)
+        return total_nll(answer_logits(self._engine, batch, self.keeps), batch.targets)
+
+    def _set_rate(self, step: int, total: int) -> None:
+        done = step / total
+        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.train.schedule]
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.train.lr * factor
