@@ -199,17 +199,21 @@ def allot(ties: int, equal: Iterable[tuple[int, int, int]]) -> dict[tuple[int, i
     return quotas
 
 
-def chosen(keys: Tensor, cut: Cut, quota: int | None) -> Tensor:
-    """The mask of a piece's core; `quota` ties are kept, the first ones (None: all)."""
+def chosen(keys: np.ndarray, cut: Cut | None, quota: int) -> tuple[np.ndarray, int]:
+    """The mask of a block of keys, and how many ties may still be taken after it (no cut: nothing is chosen)."""
+    if cut is None:
+        return np.zeros(len(keys), bool), quota
     if cut.ties is None:
-        return keys >= cut.threshold
+        return keys >= cut.threshold, quota
     mask = keys > cut.threshold
     if quota:
-        mask[(keys == cut.threshold).nonzero().squeeze(1)[:quota]] = True
-    return mask
+        equal = np.flatnonzero(keys == cut.threshold)[:quota]
+        mask[equal] = True
+        quota -= len(equal)
+    return mask, quota
 
 
-def select(shards: Sequence[Sequence[Piece]], k: int) -> list[list[Tensor]]:
+def select(shards: Sequence[Sequence[Piece]], k: int) -> list[list[np.ndarray]]:
     """The masks of the global top k over shards that lie in one process: the whole search in eight lines."""
     elements = sum(piece.keys.numel() for shard in shards for piece in shard)
     blocks = [[piece.keys for piece in shard] for shard in shards]
@@ -220,7 +224,7 @@ def select(shards: Sequence[Sequence[Piece]], k: int) -> list[list[Tensor]]:
 
     cut = find_cuts({0: k}, ask, {0: bracket_from(sampled, k / elements)})[0]
     quotas = allot(cut.ties or 0, ((p.parameter, p.start, count_ties(p.keys, cut)) for s in shards for p in s))
-    return [[chosen(p.keys, cut, quotas[p.parameter, p.start]) for p in shard] for shard in shards]
+    return [[chosen(p.keys.numpy(), cut, quotas[p.parameter, p.start])[0] for p in shard] for shard in shards]
 
 
 def count_ties(keys: Tensor, cut: Cut) -> int:

@@ -58,6 +58,13 @@ class Layout:
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return int(next(i for i in known if i is not None))
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens at which greedy decoding stops: EOS, and a line's end where that is one token."""
+        line = self._ids("\n")
+        eos = self.tokenizer.eos_token_id
+        return tuple(i for i in (eos, line[0] if len(line) == 1 else None) if i is not None)
+
     def prompt(self, prompt: str) -> tuple[int, ...]:
         """The tokens after which an answer begins."""
         if self.template == "chat":
@@ -68,14 +75,30 @@ class Layout:
         text = ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
         return (*self._prefix(), *self._ids(text))
 
-    def example(self, prompt: str, answer: str, *, eos: bool | None = None) -> Example:
-        """Prompt and answer together; `eos` overrides the layout's own setting."""
+    def example(self, prompt: str, answer: str, *, key: str | None = None, eos: bool | None = None) -> Example:
+        """Prompt and answer together; `eos` overrides the layout's own setting.
+
+        With `key`, a span of the answer, only that span counts as the answer: what lies before it belongs to
+        the question, and what comes after it is left out.
+        """
         before = self.prompt(prompt)
-        after = self._ids(f" {answer}" if self.template == "plain" else answer)
+        after = self._answer(answer)
         if not after:
             raise InputError(f"the answer {answer!r} to {prompt!r} has no tokens")
+        if key is not None and key != answer:
+            first, last = self._span(answer, key, after)
+            return Example((*before, *after[:last]), len(before) + first, len(before) + last)
         end = (int(self.tokenizer.eos_token_id),) if (self.eos if eos is None else eos) else ()
         return Example((*before, *after, *end), len(before), len(before) + len(after))
+
+    def _answer(self, answer: str) -> tuple[int, ...]:
+        return self._ids(f" {answer}" if self.template == "plain" else answer)
+
+    def _span(self, answer: str, key: str, whole: tuple[int, ...]) -> tuple[int, int]:
+        """The tokens of `whole` that carry the key: those after what they share with the text before it."""
+        place = answer.index(key)
+        first = _shared(whole, self._answer(answer[:place].rstrip()) if place else ())
+        return first, max(first + 1, _shared(whole, self._answer(answer[: place + len(key)])))
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -89,3 +112,8 @@ class Layout:
             (i for i in range(len(with_special)) if tuple(with_special[i : i + len(without)]) == without), 0
         )
         return tuple(with_special[:place])
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

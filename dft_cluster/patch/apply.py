@@ -76,6 +76,8 @@ def _raise(error: OSError) -> None:
 def _not_the_base(patch: Patch, folder: Folder, name: str) -> str:
     found = fingerprint(folder)
     sides = f"{patch.path} is for the base {patch.base_fingerprint}, and {folder.path} is {found}"
+    if found == patch.base_fingerprint:
+        return f"{patch.path} contradicts itself: it does not give what it says for {name}"
     if found == patch.result_fingerprint:
         return f"{sides}: this patch is in it already"
     for level, link in enumerate(patch.below):

@@ -3,7 +3,8 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -30,8 +31,23 @@ def new_folder(out: Path) -> Iterator[Path]:
     with _unfinished(out) as temporary:
         temporary.mkdir()
         yield temporary
-        _sync(temporary)
+        _sync(os.open(temporary, os.O_RDONLY))
         temporary.replace(out)
+
+
+@contextmanager
+def syncing() -> Iterator[Callable[[BinaryIO], None]]:
+    """Gives `sync(file)`: what was written so far goes to the disk in another thread; at the end all is there."""
+    started: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as helper:
+
+        def sync(file: BinaryIO) -> None:
+            file.flush()
+            started.append(helper.submit(_sync, os.dup(file.fileno())))
+
+        yield sync
+        for future in started:
+            future.result()
 
 
 @contextmanager
@@ -42,7 +58,7 @@ def _unfinished(out: Path) -> Iterator[Path]:
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(out.absolute().parent)
+        _sync(os.open(out.absolute().parent, os.O_RDONLY))
     except OSError as error:
         raise InputError(f"{out} could not be written, and nothing of it stays: {error}") from error
     finally:
@@ -52,9 +68,7 @@ def _unfinished(out: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """What was renamed or made in a folder outlives a power cut once the folder itself is on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     finally:

@@ -6,8 +6,6 @@ from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from dft_cluster.errors import InputError
 from dft_cluster.patch import record
 from dft_cluster.patch.atomic import new_file
@@ -130,9 +128,7 @@ class _Composition:
 
 
 def _encoded(values: Values, numel: int, old_bits: bool) -> Change:
-    changed = np.zeros(numel, bool)
-    changed[values.positions] = True
-    places = encode(changed, values.new.itemsize * (2 if old_bits else 1), dense=False)
+    places = encode(values.positions, numel, values.new.itemsize * (2 if old_bits else 1), dense=False)
     return Change(places, values.old if old_bits else None, values.new)
 
 

@@ -51,13 +51,12 @@ class Places:
         return found
 
 
-def encode(changed: np.ndarray, value_bytes: int, dense: bool) -> Places:
-    """The shortest form for a block with the mask `changed`, where each place costs `value_bytes` of values.
+def encode(positions: np.ndarray, numel: int, value_bytes: int, dense: bool) -> Places:
+    """The shortest form for a block with these places, each of which costs `value_bytes` of values.
 
     `dense` allows values for unchanged elements too; without the old bits these could not be told apart.
     """
-    positions = np.flatnonzero(changed)
-    count, numel = len(positions), len(changed)
+    count = len(positions)
     if count == 0:
         return Places(Kind.NONE, 0, np.empty(0, np.uint8))
     gaps = np.diff(positions, prepend=-1) - 1
@@ -69,7 +68,9 @@ def encode(changed: np.ndarray, value_bytes: int, dense: bool) -> Places:
     if kind == Kind.DENSE:
         return Places(kind, numel, np.empty(0, np.uint8))
     if kind == Kind.BITMAP:
-        return Places(kind, count, np.packbits(changed, bitorder="little"))
+        bits = np.zeros(numel, bool)
+        bits[positions] = True
+        return Places(kind, count, np.packbits(bits, bitorder="little"))
     return Places(kind, count, _to_gaps(gaps, WORD[kind]))
 
 

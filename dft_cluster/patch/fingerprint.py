@@ -35,10 +35,14 @@ class Block:
         return self.stop - self.start
 
 
+def count_blocks(numel: int) -> int:
+    """How many blocks a tensor has; one without elements has one empty block, so that each has a last one."""
+    return max(-(-numel // BLOCK), 1)
+
+
 def blocks(name: str, numel: int) -> Iterator[Block]:
-    """A tensor's blocks; one without elements has one empty block, so that every tensor has a last one."""
-    for number, start in enumerate(range(0, max(numel, 1), BLOCK)):
-        stop = min(start + BLOCK, numel)
+    for number in range(count_blocks(numel)):
+        start, stop = number * BLOCK, min((number + 1) * BLOCK, numel)
         yield Block(name, number, start, stop, stop == numel)
 
 

@@ -11,7 +11,7 @@ import torch
 from dft_cluster.errors import InputError
 from dft_cluster.patch import stack
 from dft_cluster.patch.atomic import new_file
-from dft_cluster.patch.encoding import Kind, Places, encode
+from dft_cluster.patch.encoding import Kind, encode
 from dft_cluster.patch.fingerprint import Block, block_digest, blocks, tensor_digest
 from dft_cluster.patch.folder import Folder, as_bits
 from dft_cluster.patch.parallel import ordered
@@ -29,7 +29,7 @@ def make(
     metadata: Mapping[str, str],
     old_bits: bool = True,
 ) -> PatchSummary:
-    """The patch that turns the folder `base` into what `new` gives, tensor by tensor, in the names' order.
+    """The patch that turns the folder `base` into what `new` gives, tensor by tensor in the names' order.
 
     `new(name)` is a tensor in the base's dtype and shape, or None where it is unchanged. The patch takes the
     name `out` once it is complete.
@@ -56,28 +56,54 @@ def diff(
     metadata: Mapping[str, str] | None = None,
     old_bits: bool = True,
 ) -> PatchSummary:
-    """The patch that turns the weights of one model folder into those of another with the same tensors."""
+    """The patch that turns the weights of one model folder into those of another with the same tensors.
+
+    A tensor that is only in one folder, but there the same as another one, counts as tied to it: some
+    programs write tied weights twice, others once.
+    """
     folder, changed = Folder(base), Folder(other)
-    require_same_forms(folder, changed)
+    partners = _partners(folder, changed)
 
     def source(name: str) -> Bits:
-        return lambda start, stop: changed.bits(name, start, stop)
+        return lambda start, stop: changed.bits(partners[name], start, stop)
 
     return _write(folder, source, Path(out), {"method": "diff", **(metadata or {})}, old_bits)
 
 
-def require_same_forms(base: Folder, other: Folder) -> None:
-    """Refuse two folders whose tensors differ in name, dtype or shape."""
-    problems = [f"{name} is only in {base.path}" for name in base.names if name not in other]
-    problems += [f"{name} is only in {other.path}" for name in other.names if name not in base]
-    for name in base.names:
-        if name in other:
-            was, now = base.entry(name), other.entry(name)
-            if (was.dtype, was.shape) != (now.dtype, now.shape):
-                problems.append(f"{name} is {was.dtype} {was.shape} and {now.dtype} {now.shape}")
+def _partners(base: Folder, other: Folder) -> dict[str, str]:
+    """For each tensor of the base the other folder's one to compare it with; both must have the same form."""
+    partners = {name: name for name in base.names if name in other}
+    problems: list[str] = []
+    for here, there in ((base, other), (other, base)):
+        for name in here.names:
+            if name not in there:
+                twin = _twin(here, name)
+                if twin is None or twin not in there:
+                    problems.append(f"{name} is only in {here.path}")
+                elif here is base:
+                    partners[name] = twin
+    for name, partner in partners.items():
+        was, now = base.entry(name), other.entry(partner)
+        if (was.dtype, was.shape) != (now.dtype, now.shape):
+            problems.append(f"{name} is {was.dtype} {was.shape} and {now.dtype} {now.shape}")
     if problems:
         listed = "; ".join(problems[:5]) + ("; …" if len(problems) > 5 else "")
-        raise InputError(f"{base.path} and {other.path} differ in {len(problems)} tensors' forms: {listed}")
+        raise InputError(f"{base.path} and {other.path} do not have the same tensors: {listed}")
+    return partners
+
+
+def _twin(folder: Folder, name: str) -> str | None:
+    """Another tensor of the folder with the same form and the same bits."""
+    mine = folder.entry(name)
+    for candidate in folder.names:
+        entry = folder.entry(candidate)
+        if candidate != name and (entry.dtype, entry.shape) == (mine.dtype, mine.shape) and mine.numel:
+            pairs = (
+                (block, folder.bits(name, block.start, block.stop)) for block in blocks(candidate, mine.numel)
+            )
+            if all(np.array_equal(bits, folder.bits(candidate, b.start, b.stop)) for b, bits in pairs):
+                return candidate
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +128,8 @@ def _write(
     with new_file(out) as file:
         writer = PatchWriter(file, forms, metadata, carried, old_bits)
         compared: list[_Compared] = []
-        with closing(
-            ordered(lambda item: _compare(folder, *item, old_bits), _pairs(folder, source))
-        ) as results:
+        results = ordered(lambda pair: _compare(folder, *pair, old_bits), _pairs(folder, source))
+        with closing(results):
             for result in results:
                 compared.append(result)
                 if result.block.last:
@@ -127,24 +152,13 @@ def _compare(folder: Folder, block: Block, other: Bits | None, old_bits: bool) -
     old = folder.bits(block.name, block.start, block.stop)
     digest = block_digest(old)
     new = old if other is None else other(block.start, block.stop)
-    if new is old or np.array_equal(old, new):
-        nowhere = encode(np.zeros(0, bool), 0, dense=False)
-        return _Compared(block, digest, digest, 0, Change(nowhere, old[:0] if old_bits else None, new[:0]))
-    changed = old != new
-    places = encode(changed, old.itemsize * (2 if old_bits else 1), dense=old_bits)
-    values = pick(places, changed, old) if old_bits else None
+    positions = np.flatnonzero(old != new)
+    places = encode(positions, block.numel, old.itemsize * (2 if old_bits else 1), dense=old_bits)
+    before, after = (bits if places.kind == Kind.DENSE else bits[positions] for bits in (old, new))
+    result = block_digest(new) if len(positions) else digest
     return _Compared(
-        block,
-        digest,
-        block_digest(new),
-        int(np.count_nonzero(changed)),
-        Change(places, values, pick(places, changed, new)),
+        block, digest, result, len(positions), Change(places, before if old_bits else None, after)
     )
-
-
-def pick(places: Places, changed: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A block's values at its places."""
-    return values if places.kind == Kind.DENSE else values[changed]
 
 
 def _record(form: Record, compared: list[_Compared]) -> Record:

@@ -166,7 +166,7 @@ class Patch:
         rows = self._read(f"{name}:blocks", 0, blocks * 3).reshape(blocks, 3).astype(np.int64)
         part = Part(name, form.numel, rows[:, 0], rows[:, 1], _before(rows[:, 1]), _before(rows[:, 2]))
         ends = (part.values[-1], part.index[-1])
-        if not _possible(rows, form.numel) or any(ends != (v.numel, index.numel) for v in values):
+        if not _possible(rows.tolist(), form.numel) or any(ends != (v.numel, index.numel) for v in values):
             raise InputError(f"{self.path}: the blocks of {name} do not add up to what it holds for them")
         return part
 
@@ -175,17 +175,17 @@ def _before(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _possible(rows: np.ndarray, numel: int) -> bool:
-    """Whether kinds, counts and bytes of every block fit each other and the block's size."""
-    kind, count, size = rows.T
-    length = np.minimum(BLOCK, numel - np.arange(len(rows)) * BLOCK)
-    fits = {
-        Kind.NONE: (count == 0) & (size == 0),
-        Kind.BITMAP: (count > 0) & (size == (length + 7) // 8),
-        Kind.DENSE: (count == length) & (size == 0),
-    }
-    for gaps, word in WORD.items():
-        fits[gaps] = (count > 0) & (size >= count * word.itemsize) & (size % word.itemsize == 0)
-    return bool(
-        np.all((count <= length) & np.logical_or.reduce([(kind == k) & ok for k, ok in fits.items()]))
-    )
+def _possible(rows: list[list[int]], numel: int) -> bool:
+    """Whether kind, count and bytes of every block fit each other and the block's size."""
+    for block, (kind, count, size) in enumerate(rows):
+        length = min(BLOCK, numel - block * BLOCK)
+        if kind in WORD:
+            width = WORD[Kind(kind)].itemsize
+            fits = 0 < count <= length and size >= count * width and size % width == 0
+        elif kind == Kind.BITMAP:
+            fits = 0 < count <= length and size == (length + 7) // 8
+        else:
+            fits = (kind, count, size) in ((Kind.NONE, 0, 0), (Kind.DENSE, length, 0))
+        if not fits:
+            return False
+    return True

@@ -3,21 +3,23 @@
 The memory needed does not grow with the tensors. The copies have the old files' names, headers and layout.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from dft_cluster.errors import InputError
-from dft_cluster.patch.fingerprint import Block, block_digest, blocks, combine, tensor_digest
+from dft_cluster.patch.atomic import syncing
+from dft_cluster.patch.fingerprint import Block, block_digest, blocks, combine, count_blocks, tensor_digest
 from dft_cluster.patch.folder import Folder
-from dft_cluster.patch.header import Header
 from dft_cluster.patch.parallel import ordered
 from dft_cluster.patch.reader import Patch
+
+
+SYNC_EVERY = 64 << 20
 
 
 class UnlikeError(Exception):
@@ -30,33 +32,37 @@ class UnlikeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A block with a patch's bits in it, and its digests before and after (equal if nothing was put)."""
+    """A block with a patch's bits in it, its digest, and the one from before where it was taken."""
 
-    block: Block
     bits: np.ndarray
     before: bytes
     after: bytes
 
 
-def put_new(patch: Patch, block: Block, bits: np.ndarray) -> Put:
-    before = after = block_digest(bits)
-    part = patch.parts.get(block.name)
-    if part is not None and part.counts[block.number]:
-        bits[patch.positions(part, block.number)] = patch.new(part, block.number)
-        after = block_digest(bits)
-    return Put(block, bits, before, after)
+def needs_both(patch: Patch, name: str, forward: bool) -> bool:
+    """Whether a tensor must be hashed before the patch, too.
+
+    The bits expected at the places and the digest of the outcome together prove what was there before. Only
+    going forward one of the two may not be known.
+    """
+    return forward and not (patch.has_old_bits and patch.records[name].result)
 
 
-def put_old(patch: Patch, block: Block, bits: np.ndarray) -> Put:
-    """The way back; the new bits at their places and the base's digest around them say that it is the way."""
+def put(patch: Patch, block: Block, bits: np.ndarray, forward: bool) -> Put:
+    """Put a block's new bits in place of the old ones, or the old ones in place of the new ones."""
+    before = block_digest(bits) if needs_both(patch, block.name, forward) else b""
     part = patch.parts.get(block.name)
-    if part is not None and part.counts[block.number]:
-        positions = patch.positions(part, block.number)
-        if not np.array_equal(bits[positions], patch.new(part, block.number)):
-            raise UnlikeError(block.name)
-        bits[positions] = patch.old(part, block.number)
-    digest = block_digest(bits)
-    return Put(block, bits, digest, digest)
+    if part is None or not part.counts[block.number]:
+        return Put(bits, before, before or block_digest(bits))
+    positions = patch.positions(part, block.number)
+    give, expect = patch.new(part, block.number), None
+    if patch.has_old_bits:
+        old = patch.old(part, block.number)
+        give, expect = (give, old) if forward else (old, give)
+    if expect is not None and not np.array_equal(bits[positions], expect):
+        raise UnlikeError(block.name)
+    bits[positions] = give
+    return Put(bits, before, block_digest(bits))
 
 
 def rewrite(patch: Patch, folder: Folder, target: Path, forward: bool) -> str:
@@ -67,23 +73,48 @@ def rewrite(patch: Patch, folder: Folder, target: Path, forward: bool) -> str:
     unlike = unlike_form(patch, folder)
     if unlike is not None:
         raise UnlikeError(unlike)
-    put = put_new if forward else put_old
+
+    def work(block: Block) -> Put:
+        return put(patch, block, folder.bits(block.name, block.start, block.stop), forward)
+
+    layout = {
+        file: sorted(h.entries, key=lambda name: h.entries[name].start) for file, h in folder.headers.items()
+    }
+    every = (
+        block
+        for names in layout.values()
+        for name in names
+        for block in blocks(name, folder.entry(name).numel)
+    )
     digests: dict[str, str] = {}
-    for file, header in folder.headers.items():
-        with (target / file.name).open("xb") as new:
-            new.write(header.raw)
-            for name, before, after in _copied(folder, header, new, lambda *block: put(patch, *block)):
-                record = patch.records[name]
-                if (before if forward else after) != record.base:
-                    raise UnlikeError(name)
-                if forward and record.result and after != record.result:
-                    raise InputError(
-                        f"{patch.path} contradicts itself: it does not give what it says for {name}"
-                    )
-                digests[name] = after
-            new.flush()
-            os.fsync(new.fileno())
+    with closing(ordered(work, every)) as results, syncing() as sync:
+        for file, names in layout.items():
+            with (target / file.name).open("xb") as new:
+                new.write(folder.headers[file].raw)
+                synced = 0
+                for name in names:
+                    done = islice(results, count_blocks(folder.entry(name).numel))
+                    digests[name] = _write(patch, name, done, new, forward)
+                    if new.tell() - synced >= SYNC_EVERY:
+                        synced = new.tell()
+                        sync(new)
+                sync(new)
     return combine((name, r.dtype, r.shape, digests[name]) for name, r in patch.records.items())
+
+
+def _write(patch: Patch, name: str, done: Iterator[Put], new: BinaryIO, forward: bool) -> str:
+    before: list[bytes] = []
+    after: list[bytes] = []
+    for block in done:
+        new.write(block.bits.view(np.uint8).data)
+        before.append(block.before)
+        after.append(block.after)
+    record, digest = patch.records[name], tensor_digest(after)
+    if digest != (record.result or digest if forward else record.base):
+        raise UnlikeError(name)
+    if needs_both(patch, name, forward) and tensor_digest(before) != record.base:
+        raise UnlikeError(name)
+    return digest
 
 
 def unlike_form(patch: Patch, folder: Folder) -> str | None:
@@ -96,22 +127,3 @@ def unlike_form(patch: Patch, folder: Folder) -> str | None:
         if (entry.dtype, entry.shape) != (record.dtype, record.shape):
             return name
     return None
-
-
-def _copied(
-    folder: Folder, header: Header, new: BinaryIO, put: Callable[[Block, np.ndarray], Put]
-) -> Iterator[tuple[str, str, str]]:
-    """Write one file's tensors in the order of their bytes; their names, digests before and digests after."""
-    names = sorted(header.entries, key=lambda name: header.entries[name].start)
-    every = (block for name in names for block in blocks(name, header.entries[name].numel))
-    before: list[bytes] = []
-    after: list[bytes] = []
-    with closing(ordered(lambda b: put(b, folder.bits(b.name, b.start, b.stop)), every)) as results:
-        for result in results:
-            new.write(result.bits.view(np.uint8).data)
-            before.append(result.before)
-            after.append(result.after)
-            if result.block.last:
-                yield result.block.name, tensor_digest(before), tensor_digest(after)
-                before.clear()
-                after.clear()

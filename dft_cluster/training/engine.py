@@ -68,12 +68,11 @@ def join(place: Place) -> None:
 def _keep_freed_memory() -> None:
     """Lets glibc reuse what training frees: handing large blocks back after every step costs more in page faults
     than the step's arithmetic."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     trim_threshold, mmap_max = -1, -4  # names of <malloc.h>
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(trim_threshold, -1)
 
 
 def deepspeed_config(train: TrainSettings, world: int, device: str = "cpu") -> dict[str, Any]:
@@ -140,7 +139,7 @@ class Engine:
         self.module = self._engine.module
         self.keeps = can_keep(self.module)
         self.device = torch.device(self._engine.device)
-        self.masters: list[Tensor] = shards.masters(self._optimizer, self.stage)
+        self.masters: list[Tensor] = [m.data for m in shards.masters(self._optimizer, self.stage)]
         self.fragments = shards.fragments(self._optimizer, self.stage, place.rank, weights)
         self.steps_done = 0
 
@@ -159,10 +158,9 @@ class Engine:
         """A fresh optimizer."""
         shards.forget(self._optimizer)
 
-    def moments(self) -> dict[str, list[Tensor]]:
-        """The optimizer's state, by name, laid out like the masters (empty before the first step)."""
-        states = [self._optimizer.optimizer.state[group["params"][0]] for group in self._optimizer.optimizer.param_groups]
-        return {name: [state[name] for state in states] for name in (states[0] if states else ())}
+    def moments(self) -> list[dict[str, Tensor]]:
+        """The optimizer's state of every master buffer."""
+        return shards.moments(self._optimizer, self.stage)
 
     def fine_tune(
         self,

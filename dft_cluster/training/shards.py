@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -28,8 +29,19 @@ class Fragment:
 
 def masters(optimizer: Any, stage: int) -> list[Tensor]:
     """The fp32 weights that this rank updates, flat, padding included."""
-    groups = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
-    return [group.data for group in groups]
+    return list(optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups)
+
+
+def moments(optimizer: Any, stage: int) -> list[dict[str, Tensor]]:
+    """AdamW's state of every master buffer; made (all zero) where no step was taken yet."""
+    states = []
+    for master in masters(optimizer, stage):
+        state = optimizer.optimizer.state[master]
+        if not state:
+            state["step"] = torch.zeros((), device=master.device)
+            state |= {name: torch.zeros_like(master.data) for name in ("exp_avg", "exp_avg_sq")}
+        states.append(state)
+    return states
 
 
 def fragments(optimizer: Any, stage: int, rank: int, weights: Iterable[Tensor]) -> list[Fragment]:

@@ -16,7 +16,7 @@ from dft_cluster.patch.encoding import Kind, Places, encode
 )
 def test_places_come_back(numel, share, dense, value_bytes, seed):
     changed = np.random.default_rng(seed).random(numel) < share
-    places = encode(changed, value_bytes, dense)
+    places = encode(np.flatnonzero(changed), len(changed), value_bytes, dense)
     found = places.positions(numel)
     if places.kind == Kind.DENSE:
         assert np.array_equal(found, np.arange(numel))
@@ -32,7 +32,7 @@ def test_places_come_back(numel, share, dense, value_bytes, seed):
 def test_the_smallest_wins(share, kind):
     numel = 1 << 20
     changed = np.random.default_rng(3).random(numel) < share
-    places = encode(changed, 4, dense=True)
+    places = encode(np.flatnonzero(changed), len(changed), 4, dense=True)
     assert places.kind == kind
     assert len(places.index) + 4 * places.count <= min(numel // 8 + 4 * changed.sum(), 4 * numel)
 
@@ -41,16 +41,19 @@ def test_the_smallest_wins(share, kind):
 def test_gaps_at_the_edges_of_a_word(gap):
     changed = np.zeros(gap + 3, bool)
     changed[[gap, gap + 2]] = True
-    for seen in (encode(changed, 100, dense=False), encode(changed, 100, dense=True)):
+    for seen in (
+        encode(np.flatnonzero(changed), len(changed), 100, dense=False),
+        encode(np.flatnonzero(changed), len(changed), 100, dense=True),
+    ):
         assert seen.positions(gap + 3).tolist() == [gap, gap + 2]
 
 
 def test_without_old_bits_a_value_always_means_a_change():
     changed = np.ones(1000, bool)
     changed[5] = False
-    assert encode(changed, 2, dense=False).kind == Kind.BITMAP
+    assert encode(np.flatnonzero(changed), len(changed), 2, dense=False).kind == Kind.BITMAP
     changed[5] = True
-    assert encode(changed, 2, dense=False).kind == Kind.DENSE
+    assert encode(np.flatnonzero(changed), len(changed), 2, dense=False).kind == Kind.DENSE
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,31 @@ def test_tied_weights_stored_once_and_twice(save, tmp_path):
         assert_weights(tmp_path / f"patched-{base.name}", dict.fromkeys(Folder(base).names, changed))
 
 
+def test_tied_weights_written_twice_by_one_program_and_once_by_another(save, tmp_path):
+    embed, norm = torch.randn(8, 4), torch.ones(4)
+    twice = {"embed": embed, "head": embed.clone(), "norm": norm}
+    changed = embed + 1
+    for number, (old, new) in enumerate(
+        [
+            (twice, {"embed": changed, "norm": norm}),
+            (twice, {"head": changed, "norm": norm}),
+            ({"embed": embed, "norm": norm}, {"embed": changed, "head": changed.clone(), "norm": norm}),
+        ]
+    ):
+        base = save(f"base{number}", old)
+        made = diff(base, save(f"other{number}", new), tmp_path / "patch")
+        apply(made.path, base, tmp_path / f"patched{number}")
+        assert_weights(tmp_path / f"patched{number}", {n: norm if n == "norm" else changed for n in old})
+    with pytest.raises(InputError, match="head is only in"):
+        diff(save("tied", twice), save("norm", {"norm": norm}), tmp_path / "none")
+    with pytest.raises(InputError, match="head is only in"):
+        diff(
+            save("once", {"embed": embed}),
+            save("untied", {"embed": embed, "head": changed}),
+            tmp_path / "none",
+        )
+
+
 def test_metadata_come_along_and_any_safetensors_reader_opens_it(save, tensors, tmp_path):
     base = save("base", tensors)
     name = "model.embed_tokens.weight"

@@ -31,7 +31,7 @@ def test_base_and_patched(made):
     assert seen.fingerprint == fingerprint(patched)
 
 
-def test_an_element_that_the_patch_changes(made, tensors):
+def test_an_element_that_the_patch_changes(made):
     patch, base, patched = made
     place = (
         load_file(base / "model-0.safetensors")[UP] != load_file(patched / "model-0.safetensors")[UP]

@@ -1,0 +1,69 @@
+"""What a model says: the argmax at every answer position, and greedy decoding. Collective under ZeRO-3."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dft_cluster.facts.layout import Example
+from dft_cluster.training.batches import IGNORE, Batch, collate
+from dft_cluster.training.losses import answer_logits, each_nll
+
+
+@dataclass(frozen=True)
+class Said:
+    """A probe's outcome: the argmax at each answer position, and the answer's mean −log p per token."""
+
+    predicted: tuple[int, ...]
+    nll: float
+
+
+@torch.no_grad()
+def forced(model: Any, examples: Sequence[Example], pad: int, device: torch.device, keeps: bool) -> list[Said]:
+    """Teacher-forced: what comes out at each answer position when the answer so far is given."""
+    batch: Batch = collate(examples, pad).to(device)
+    logits = answer_logits(model, batch, keeps)
+    best, nll, answers = logits.argmax(-1).cpu(), each_nll(logits, batch.targets).cpu(), (batch.targets != IGNORE).cpu()
+    return [
+        Said(tuple(best[row][answers[row]].tolist()), float(nll[row]) / int(answers[row].sum()))
+        for row in range(len(examples))
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def greedy(
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    pad: int,
+    device: torch.device,
+    most: int,
+    ends: Sequence[int],
+    together: bool,
+) -> list[tuple[int, ...]]:
+    """Greedy continuations up to `most` tokens or one of `ends`; `together` keeps all ranks stepping until the last is done."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    out = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=most,
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad,
+        synced_gpus=together,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )[:, width:].cpu()
+    return [_until(row, set(ends)) for row in out.tolist()]
+
+
+def _until(ids: list[int], ends: set[int]) -> tuple[int, ...]:
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return tuple(ids[:stop])

@@ -1,0 +1,89 @@
+"""From what was said to the figures of a round. All of them are percentages unless they say otherwise."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import harmonic_mean, mean
+from typing import Any
+
+from dft_cluster.evaluation.decode import Said
+from dft_cluster.evaluation.probes import Asked, Kind, of_kind
+
+Figures = dict[str, Any]
+
+
+def teacher_forced(asked: Sequence[Asked], said: Sequence[Said], before: Sequence[Sequence[int]]) -> Figures:
+    """`token`: mean over probes of the share of answer tokens whose argmax is right; `exact`: share of probes with all right.
+
+    For locality, "right" is what round 0 said (`before`, in the order of the locality probes).
+    """
+    figures: Figures = {}
+    for kind, name in _MEASURED:
+        places = of_kind(asked, kind)
+        if places:
+            figures[name] = agreement((said[p].predicted, asked[p].example.answer) for p in places)
+    local = of_kind(asked, "locality")
+    if local:
+        figures["locality"] = agreement(zip((said[p].predicted for p in local), before, strict=True))
+    figures["still_old"] = figures.pop("old")["exact"]
+    figures["perplexity"] = _perplexity(asked, said)
+    return figures
+
+
+_MEASURED: tuple[tuple[Kind, str], ...] = (
+    ("reliability", "reliability"), ("generality", "generality"), ("old", "old"), ("portability", "portability"),
+)  # fmt: skip
+
+
+def agreement(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> dict[str, float]:
+    shares = [mean(a == b for a, b in zip(said, right, strict=True)) for said, right in pairs]
+    return {"token": percent(shares), "exact": percent([share == 1 for share in shares])}
+
+
+def percent(values: Sequence[float]) -> float:
+    return 100 * mean(float(value) for value in values)
+
+
+def _perplexity(asked: Sequence[Asked], said: Sequence[Said]) -> float:
+    """exp of the mean −log p per token of the held text."""
+    places = of_kind(asked, "held")
+    tokens = [len(asked[p].example.answer) for p in places]
+    return math.exp(sum(said[p].nll * n for p, n in zip(places, tokens, strict=True)) / sum(tokens))
+
+
+def likelihood(asked: Sequence[Asked], said: Sequence[Said]) -> dict[str, float]:
+    """CounterFact's scores by length-normalised NLL (Meng et al. 2022).
+
+    ES: the new answer is likelier than the old one, by prompts; PS: by rephrases; NS: the true answer is likelier
+    than the new one, by unrelated prompts; S: their harmonic mean.
+    """
+
+    def share(wanted: Kind, other: Kind) -> float | None:
+        pairs = list(zip(of_kind(asked, wanted), of_kind(asked, other), strict=True))
+        return percent([said[a].nll < said[b].nll for a, b in pairs]) if pairs else None
+
+    found = {
+        "ES": share("reliability", "old"),
+        "PS": share("generality", "old_rephrased"),
+        "NS": share("locality", "new_for_locality"),
+    }
+    figures = {name: value for name, value in found.items() if value is not None}
+    return figures | {"S": harmonic_mean(list(figures.values()))}
+
+
+def generated(
+    asked: Sequence[Asked],
+    texts: Mapping[int, str],
+    before: Mapping[int, str],
+    matches: Callable[[str, str], bool],
+    keys: Sequence[str],
+) -> dict[str, float]:
+    """Greedy answers by probe place: the new key for reliability and generality, round 0's answer for locality."""
+    figures = {}
+    for kind in ("reliability", "generality"):
+        places = [p for p in of_kind(asked, kind) if p in texts]
+        if places:
+            figures[kind] = percent([matches(texts[p], keys[asked[p].fact]) for p in places])
+    local = [p for p in of_kind(asked, "locality") if p in texts]
+    if local:
+        figures["locality"] = percent([texts[p] == before[p] for p in local])
+    return figures

@@ -1,0 +1,78 @@
+"""`update(model, facts)`: the same rounds in one process, without a cluster."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dft_cluster.config import Config, validate
+from dft_cluster.errors import InputError
+from dft_cluster.facts.fact import Fact
+from dft_cluster.methods.prepare import Prepared, prepare
+from dft_cluster.methods.run import run
+from dft_cluster.ranks.assemble import assemble
+from dft_cluster.ranks.local import LocalTeam
+from dft_cluster.ranks.rank import Source
+from dft_cluster.runs.console import Console
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What an update leaves: the patch, every line of metrics, and the run's folder."""
+
+    patch: Path
+    metrics: list[dict[str, Any]]
+    folder: Path
+
+
+def update(
+    model: str | Path,
+    facts: str | Path | Sequence[Fact],
+    run_dir: str | Path | None = None,
+    **sections: Mapping[str, Any],
+) -> Updated:
+    """Updates what `model` (name, hub id or folder) knows by `facts` (a file, or Fact objects).
+
+    `sections` are those of the config file: `update(model, facts, method={"top": 0.1}, train={"lr": 1e-4})`.
+    """
+    config = _config(model, facts, run_dir, sections)
+    given = None if isinstance(facts, str | Path) else list(facts)
+    prepared = prepare(config, given)
+    run(prepared, in_this_process, Console())
+    folder = Path(config.run.dir) / config.run.name
+
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Updated(folder / "patch.safetensors", lines, folder)
+
+
+def _config(
+    model: str | Path, facts: str | Path | Sequence[Fact], run_dir: str | Path | None, sections: Mapping[str, Mapping[str, Any]]
+) -> Config:
+    tree: dict[str, dict[str, Any]] = {name: dict(section) for name, section in sections.items()}
+    tree.setdefault("model", {})["name"] = str(model)
+    if isinstance(facts, str | Path):
+        tree.setdefault("facts", {})["path"] = str(facts)
+    tree["cluster"] = {**tree.get("cluster", {}), "groups": 1, "ranks_per_group": 1}
+    tree.setdefault("run", {})["dir"] = str(Path(run_dir or tempfile.mkdtemp(prefix="dft-run-")).absolute())
+    return validate(tree, source="update()")
+
+
+@contextmanager
+def in_this_process(prepared: Prepared, source: Source, console: Console) -> Iterator[LocalTeam]:
+    """A team of one: this very process."""
+    if torch.distributed.is_initialized():
+        raise InputError("update() makes a world of its own, and torch.distributed is initialized already; call it elsewhere")
+    console.phase("building the engine")
+    team = LocalTeam()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        assemble(team, prepared.config, source, prepared.parameters, device=device, threads=prepared.config.cluster.threads)
+        yield team
+    finally:
+        team.close()

@@ -1,0 +1,196 @@
+"""Delicate Fine-Tuning: keep only what the old and the new knowledge disagree on.
+
+    Δold = FT{θ, K_old} − θ        Δnew = FT{θ, K_new} − θ
+    core = Δnew at the top T of |Δnew − Δold| among the elements where the two point in opposite directions, else 0
+    θ ← θ + λ·core
+
+K_old and K_new hold the same prompts in the same words and only the key knowledge in the answer differs, so that
+elements whose deltas agree carry sentence structure, grammar and style: they are left alone. Repeated from the new θ
+until the model's answers are the new ones.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dft_cluster.arithmetic.selection import (
+    BINS,
+    SAMPLE,
+    Bracket,
+    Cut,
+    Tally,
+    allot,
+    bracket_from,
+    count_to_keep,
+    find_cuts,
+)
+from dft_cluster.errors import InputError
+from dft_cluster.methods.job import Job, NonFiniteDeltaError, Outcome
+from dft_cluster.models.structure import Parameter
+from dft_cluster.ranks.rank import Rank
+from dft_cluster.ranks.team import Team
+from dft_cluster.training.core import Survey
+
+WHOLE = 0  # the one group of `scope=global`
+
+
+class Dft:
+    alone = False
+
+    def check(self, job: Job) -> None:
+        """k = 0 would select nothing, ever."""
+        method = job.config.method
+        if method.of == "conflicts":
+            return
+        sizes = {p.name: p.numel for p in job.parameters}
+        counted = sizes if method.scope == "tensor" else {"the model": sum(sizes.values())}
+        empty = [name for name, size in counted.items() if count_to_keep(method.top, size) == 0]
+        if empty:
+            smallest = min(counted[name] for name in empty)
+            raise InputError(
+                f"method.top: {method.top} of {smallest} elements selects none in {empty[0]}"
+                f"{f' and {len(empty) - 1} more' if empty[1:] else ''}; right would be at least {1 / smallest:.3g}, "
+                "or method.scope=global"
+            )
+
+    def round(self, team: Team, job: Job, number: int) -> Outcome:
+        team.everyone.call(Rank.keep)
+        if team.paired:
+            both = (
+                team.old.start(Rank.fine_tune, job.old, job.pad, number, "old"),
+                team.new.start(Rank.fine_tune, job.new, job.pad, number, "new"),
+            )
+            (old, *_), (new, *_) = (pending.wait() for pending in both)
+        else:
+            old, *_ = team.old.call(Rank.fine_tune, job.old, job.pad, number, "old")
+            team.old.call(Rank.hold)
+            new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
+
+        clock = _Clock()
+        surveys = _meet(team)
+        _refuse_broken(team, job, surveys, number)
+        clock.lap("exchange")
+        cuts, quotas, by_tensor, k = _choose(team, job, surveys, number)
+        clock.lap("select")
+        kept = _apply(team, cuts, quotas, job.config.method.scale, by_tensor)
+        clock.lap("apply")
+        return Outcome(
+            loss={"old": old.losses, "new": new.losses},
+            tokens={"old": old.tokens, "new": new.tokens},
+            seconds={"old": old.seconds, "new": new.seconds, **clock.seconds},
+            core=_describe(job.parameters, _added(s.conflicts for s in surveys), kept, cuts, k),
+            side_by_side=team.paired,
+        )
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._last
+        self._last = now
+
+
+def _meet(team: Team) -> list[Survey]:
+    """The old delta reaches the rank that holds the new one, which scores every element."""
+    sending = team.old.start(Rank.send_delta) if team.paired else None
+    surveys = team.new.start(Rank.survey, SAMPLE // team.new.size)
+    if sending is not None:
+        sending.wait()
+    return surveys.wait()
+
+
+def _refuse_broken(team: Team, job: Job, surveys: Sequence[Survey], number: int) -> None:
+    broken = sorted({parameter for survey in surveys for parameter in survey.broken})
+    if broken:
+        team.everyone.call(Rank.restore_start)
+        names = ", ".join(job.parameters[p].name for p in broken[:5])
+        raise NonFiniteDeltaError(
+            f"round {number}: a delta holds NaN or infinity in {names}{' …' if broken[5:] else ''}; θ is as it was before the "
+            "round. Right would be a smaller train.lr, train.clip=1.0 or train.precision=fp32"
+        )
+
+
+def _choose(
+    team: Team, job: Job, surveys: Sequence[Survey], number: int
+) -> tuple[dict[int, Cut], dict[tuple[int, int], int], bool, int]:
+    """The exact cut of every group of elements: the whole model, or each tensor."""
+    method = job.config.method
+    by_tensor = method.scope == "tensor"
+    conflicts = _added(survey.conflicts for survey in surveys)
+    sizes = {p.index: p.numel for p in job.parameters}
+    if not by_tensor:
+        conflicts, sizes = {WHOLE: sum(conflicts.values())}, {WHOLE: sum(sizes.values())}
+    counted = conflicts if method.of == "conflicts" else sizes
+    counts = {group: count_to_keep(method.top, counted.get(group, 0)) for group in sizes}
+    wanted = {group: k for group, k in counts.items() if k and conflicts.get(group)}
+    if not wanted:
+        team.everyone.call(Rank.restore_start)
+        raise InputError(
+            f"round {number}: nothing to select, {sum(conflicts.values())} elements are in conflict and method.top={method.top} "
+            f"of {method.of} is none of them; θ is as it was before the round"
+        )
+
+    bins = BINS if not by_tensor else 1 << 12
+    def ask(brackets: Mapping[int, Bracket]) -> dict[int, Tally]:
+        answers = team.new.call(Rank.tally, dict(brackets), by_tensor)
+        return {group: Tally.total(answer[group] for answer in answers) for group in brackets}
+
+    sampled = np.concatenate([survey.sampled for survey in surveys])
+    starts = {} if by_tensor else {WHOLE: bracket_from(sampled, counts[WHOLE] / sizes[WHOLE], bins)}
+    cuts = find_cuts(wanted, ask, starts, bins)
+    quotas: dict[tuple[int, int], int] = {}
+    if any(cut.ties for cut in cuts.values()):
+        equal = [tie for ties in team.new.call(Rank.ties, cuts, by_tensor) for tie in ties]
+        for group, cut in cuts.items():
+            if cut.ties:
+                quotas |= allot(cut.ties, (tie for tie in equal if not by_tensor or tie[0] == group))
+    return cuts, quotas, by_tensor, sum(counts.values())
+
+
+def _apply(
+    team: Team, cuts: dict[int, Cut], quotas: dict[tuple[int, int], int], scale: float, by_tensor: bool
+) -> dict[int, int]:
+    applying = team.new.start(Rank.apply, cuts, quotas, scale, by_tensor)
+    receiving = team.old.start(Rank.receive_core) if team.paired else None
+    kept = _added(applying.wait())
+    if receiving is not None:
+        receiving.wait()
+    return kept
+
+
+def _added(counts: Any) -> dict[int, int]:
+    total: dict[int, int] = defaultdict(int)
+    for count in counts:
+        for parameter, value in count.items():
+            total[parameter] += value
+    return dict(total)
+
+
+def _describe(
+    parameters: Sequence[Parameter], conflicts: Mapping[int, int], kept: Mapping[int, int], cuts: Mapping[int, Cut], k: int
+) -> dict[str, Any]:
+    """Where the core landed: shares of all elements, the threshold, and counts by layer and module kind."""
+    elements = sum(p.numel for p in parameters)
+    places: dict[tuple[int, str], dict[str, Any]] = {}
+    for p in parameters:
+        key = (-1 if p.layer is None else p.layer, p.kind)
+        place = places.setdefault(key, {"layer": p.layer, "kind": p.kind, "elements": 0, "conflicts": 0, "kept": 0})
+        place["elements"] += p.numel
+        place["conflicts"] += conflicts.get(p.index, 0)
+        place["kept"] += kept.get(p.index, 0)
+    return {
+        "elements": elements,
+        "k": k,
+        "kept": sum(kept.values()),
+        "conflict_share": sum(conflicts.values()) / elements,
+        "kept_share": sum(kept.values()) / elements,
+        "threshold": min(cut.score for cut in cuts.values()),
+        "by_layer": [places[key] for key in sorted(places)],
+    }

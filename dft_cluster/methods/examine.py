@@ -1,0 +1,129 @@
+"""Asks all ranks the run's probes, each its share, and turns what they say into a round's figures."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dft_cluster.config import Config
+from dft_cluster.evaluation import scores
+from dft_cluster.evaluation.decode import Said
+from dft_cluster.evaluation.probes import Asked, batched, dealt, gathered, of_kind, probes
+from dft_cluster.facts.fact import Fact
+from dft_cluster.facts.folding import contains, matches
+from dft_cluster.facts.layout import Layout
+from dft_cluster.facts.pairs import Pair
+from dft_cluster.ranks.rank import Rank
+from dft_cluster.ranks.team import Team
+
+DECODED = ("reliability", "generality", "locality")
+
+
+class Examiner:
+    """The fixed probes of a run. `before` is what round 0 said, against which locality is measured."""
+
+    def __init__(self, config: Config, facts: Sequence[Fact], pairs: Sequence[Pair], layout: Layout) -> None:
+        self.config, self.layout, self.pairs = config, layout, list(pairs)
+        self._likelihood = "likelihood" in config.evaluate.protocols
+        self._decodes = "generated" in config.evaluate.protocols
+        self.asked: list[Asked] = probes(facts, pairs, layout, likelihood=self._likelihood)
+        self._batches = batched(self.asked, config.evaluate.batch, lambda a: len(a.example.ids))
+        self._spoken = [p for kind in DECODED for p in of_kind(self.asked, kind)]  # type: ignore[arg-type]
+        self._prompts = [layout.prompt(self.asked[p].prompt) for p in self._spoken]
+        self.before: list[list[int]] = []
+        self.said_before: dict[int, str] = {}
+        self.own: list[list[int]] = []
+        """What the user's own model said of the locality probes, where a warm-up came between."""
+
+    @property
+    def protocol(self) -> str:
+        """The tag of every teacher-forced figure."""
+        train = self.config.train
+        return f"teacher-forced, template={train.template}, {train.precision}, all facts after all updates"
+
+    def locality_said(self, team: Team) -> list[list[int]]:
+        """The argmax tokens of every locality probe, now."""
+        return self._locality(self._ask(team))
+
+    def baseline(self, team: Team) -> None:
+        """Remembers what θ says before the first round."""
+        self.before = self._locality(self._ask(team))
+        if self._decodes:
+            self.said_before = self._speak(team)
+
+    def remembered(self) -> dict[str, Any]:
+        return {"before": self.before, "said_before": self.said_before, "own": self.own}
+
+    def remember(self, baseline: dict[str, Any]) -> None:
+        self.before, self.own = baseline["before"], baseline["own"]
+        self.said_before = {int(place): text for place, text in baseline["said_before"].items()}
+
+    def measure(self, team: Team, *, decode: bool) -> tuple[dict[str, Any], dict[int, str]]:
+        """A round's figures, and with `decode` what the model said to the prompts."""
+        said = self._ask(team)
+        figures = scores.teacher_forced(self.asked, said, self.before)
+        if self.own:
+            figures["locality_of_model"] = scores.agreement(zip(self._locality(said), self.own, strict=True))
+        figures["protocol"] = self.protocol
+        if self._likelihood:
+            figures["likelihood"] = scores.likelihood(self.asked, said)
+        texts = self.speak(team) if decode else {}
+        return figures | self.spoken(texts), texts
+
+    def speak(self, team: Team) -> dict[int, str]:
+        """What the model answers freely, by probe; nothing where the generated protocol is off."""
+        return self._speak(team) if self._decodes else {}
+
+    def spoken(self, texts: dict[int, str]) -> dict[str, Any]:
+        """The figures of the generated protocol, with its tag."""
+        if not texts:
+            return {}
+        figures: dict[str, Any] = dict(
+            scores.generated(self.asked, texts, self.said_before, self._match, [p.key_new for p in self.pairs])
+        )
+        figures["protocol"] = (
+            f"greedy, max_new_tokens={self.config.evaluate.max_new_tokens}, template={self.config.train.template}, "
+            f"match={'containment' if self._match is contains else 'equality'} of folded text"
+        )
+        return {"generated": figures}
+
+    @property
+    def _match(self) -> Callable[[str, str], bool]:
+        return contains if self.config.facts.old == "generated" else matches
+
+    def sentences(self, team: Team, prompts: Sequence[str], most: int) -> list[str]:
+        """What the model itself answers, greedily, to any prompts."""
+        return self._decode(team, [self.layout.prompt(p) for p in prompts], most)
+
+    def answers(self, after: dict[int, str]) -> list[dict[str, str]]:
+        """Before and after, prompt by prompt, for a person to read."""
+        places = [p for p in of_kind(self.asked, "reliability") if p in after]
+        return [
+            {
+                "prompt": self.asked[p].prompt,
+                "old": self.pairs[self.asked[p].fact].key_old,
+                "new": self.pairs[self.asked[p].fact].key_new,
+                "before": self.said_before.get(p, ""),
+                "after": after[p],
+            }
+            for p in places
+        ]
+
+    def _ask(self, team: Team) -> list[Said]:
+        shares = dealt([[self.asked[p].example for p in batch] for batch in self._batches], team.everyone.size)
+        answers = team.everyone.each(Rank.predict, [(share, self.layout.pad) for share in shares])
+        return gathered(self._batches, answers)
+
+    def _speak(self, team: Team) -> dict[int, str]:
+        texts = self._decode(team, self._prompts, self.config.evaluate.max_new_tokens)
+        return dict(zip(self._spoken, texts, strict=True))
+
+    def _decode(self, team: Team, prompts: Sequence[tuple[int, ...]], most: int) -> list[str]:
+        batches = batched(prompts, self.config.evaluate.batch, len)
+        shares = dealt([[prompts[p] for p in batch] for batch in batches], team.everyone.size)
+        arguments = [(share, self.layout.pad, most, self.layout.ends) for share in shares]
+        said = gathered(batches, team.everyone.each(Rank.generate, arguments))
+        return [self.layout.text(ids).partition("\n")[0].strip() for ids in said]
+
+    def _locality(self, said: Sequence[Said]) -> list[list[int]]:
+        return [list(said[p].predicted) for p in of_kind(self.asked, "locality")]
+
+

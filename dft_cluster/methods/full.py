@@ -1,0 +1,25 @@
+"""Plain fine-tuning on the new answers: θ ← FT{θ, K_new}, by all ranks in one group.
+
+A round is `train.epochs` epochs; the optimizer goes on from round to round, so that n rounds are one
+fine-tune of n times as many epochs, looked at in between.
+"""
+
+from dft_cluster.errors import InputError
+from dft_cluster.methods.job import Job, Outcome
+from dft_cluster.ranks.rank import Rank
+from dft_cluster.ranks.team import Team
+
+
+class Full:
+    alone = True
+
+    def check(self, job: Job) -> None:
+        if job.config.train.schedule != "constant" and job.config.method.rounds > 1:
+            raise InputError(
+                f"train.schedule: {job.config.train.schedule} would begin anew in each of method.rounds={job.config.method.rounds} "
+                "rounds of one fine-tune; right would be constant, or method.rounds=1"
+            )
+
+    def round(self, team: Team, job: Job, number: int) -> Outcome:
+        new, *_ = team.everyone.call(Rank.fine_tune, job.new, job.pad, number, "new")
+        return Outcome({"new": new.losses}, {"new": new.tokens}, {"new": new.seconds})

@@ -1,0 +1,36 @@
+"""Makes worlds out of ranks: who sits where, which port, which pairs meet."""
+
+from collections.abc import Sequence
+
+from dft_cluster.config import Config
+from dft_cluster.models.structure import Parameter
+from dft_cluster.ranks.rank import Rank, Source
+from dft_cluster.ranks.team import Group, Pending, Team
+from dft_cluster.training.engine import Place
+
+
+def assemble(
+    team: Team, config: Config, source: Source, parameters: Sequence[Parameter], *, device: str, threads: int | None
+) -> None:
+    """Every group becomes a world of its own with θ loaded; equal ranks of two groups are joined in pairs."""
+    groups = [team.old, team.new] if team.paired else [team.everyone]
+    building: list[Pending[int]] = [_build(group, config, source, parameters, device, threads) for group in groups]
+    for pending in building:
+        pending.wait()
+    if not team.paired:
+        return
+    meetings = team.old.call(Rank.where)
+    waiting = [
+        group.start_each(Rank.meet, [(f"pair-{i}", *at, side, config.cluster.timeout) for i, at in enumerate(meetings)])
+        for side, group in enumerate(groups)
+    ]
+    for meeting in waiting:
+        meeting.wait()
+
+
+def _build(
+    group: Group, config: Config, source: Source, parameters: Sequence[Parameter], device: str, threads: int | None
+) -> Pending[int]:
+    address, port = group.call(Rank.where)[0]
+    places = [Place(rank, group.size, address, port, device, threads) for rank in range(group.size)]
+    return group.start_each(Rank.build, [(place, source, config.train, config.cluster, parameters) for place in places])

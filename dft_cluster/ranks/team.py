@@ -1,0 +1,55 @@
+"""Ranks in groups, addressed by verb: `group.call(Rank.keep)` asks every rank of a group, wherever it runs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from dft_cluster.ranks.rank import Rank
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Answers = TypeVar("Answers", covariant=True)
+
+
+class Pending(Protocol[Answers]):
+    """Calls under way; `wait` gives every rank's answer, in rank order."""
+
+    def wait(self) -> list[Answers]: ...
+
+
+class Group(Protocol):
+    """The ranks of one world, or of both.
+
+    A collective call has to reach all ranks of a world before any of them is waited for: `start` does.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def start(self, verb: Callable[Concatenate[Rank, P], T], *args: P.args, **kwargs: P.kwargs) -> Pending[T]:
+        """Asks every rank the same."""
+        ...
+
+    def call(self, verb: Callable[Concatenate[Rank, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Asks every rank the same and waits."""
+        ...
+
+    def start_each(self, verb: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> Pending[T]:
+        """Asks every rank something of its own."""
+        ...
+
+    def each(self, verb: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        """Asks every rank something of its own and waits."""
+        ...
+
+
+class Team(Protocol):
+    """The old group, the new group (with one group both are the same), and everyone."""
+
+    old: Group
+    new: Group
+    everyone: Group
+
+    @property
+    def paired(self) -> bool:
+        """Whether old and new are two groups side by side."""
+        ...

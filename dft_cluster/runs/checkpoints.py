@@ -1,0 +1,104 @@
+"""Finished rounds: parts written by every rank, and a manifest written last, which makes them count."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import ArrowInvalid
+
+from dft_cluster.runs.parts import Written
+from dft_cluster.runs.storage import Storage
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A round whose manifest stands and whose parts have the sizes and checksums it names."""
+
+    number: int
+    parts: list[Written]
+    alone: bool
+    """Whether the parts hold all of θ; else only what changed since the round before."""
+    outcome: dict[str, Any]
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run."""
+
+    def __init__(self, run: Storage) -> None:
+        self.run = run
+        self.notes: list[str] = []
+
+    def folder(self, number: int) -> str:
+        return f"checkpoints/round-{number:04d}"
+
+    def begin(self, number: int) -> str:
+        """A clean folder for the parts of a round."""
+        self.run.remove(self.folder(number))
+        self.run.make(self.folder(number))
+        return self.folder(number)
+
+    def commit(self, number: int, parts: Sequence[Written], *, alone: bool, outcome: dict[str, Any]) -> None:
+        """From here on the round counts."""
+        manifest = {
+            "round": number,
+            "alone": alone,
+            "parts": [{"name": p.name, "size": p.size, "sha256": p.sha256} for p in parts],
+            "outcome": outcome,
+        }
+        self.run.write_json(f"{self.folder(number)}/{MANIFEST}", manifest)
+
+    def finished(self) -> list[Finished]:
+        """The rounds that count, from the first on: up to a gap or the first that is damaged (said in `notes`)."""
+        found: list[Finished] = []
+        for number in range(1, 1 + len(self.run.folders("checkpoints")) + 1):
+            one = self._read(number)
+            if isinstance(one, str):
+                if self.run.exists(self.folder(number)):
+                    self.notes.append(f"the checkpoint of round {number} is left aside: {one}; round {number - 1} is used")
+                break
+            found.append(one)
+        return found
+
+    def _read(self, number: int) -> Finished | str:
+        """The round, or what is wrong with it."""
+        name = f"{self.folder(number)}/{MANIFEST}"
+        if not self.run.exists(name):
+            return "it was never finished"
+        try:
+            manifest = self.run.read_json(name)
+            parts = [Written(p["name"], p["size"], p["sha256"]) for p in manifest["parts"]]
+        except (ValueError, KeyError, TypeError, ArrowInvalid) as error:
+            return f"its manifest cannot be read ({error!r})"
+        for part in parts:
+            size = self.run.size(part.name)
+            if size != part.size:
+                return f"{part.name} has {size} bytes where {part.size} were written"
+            if self._digest(part.name) != part.sha256:
+                return f"{part.name} does not have the content that was written"
+        return Finished(number, parts, manifest["alone"], manifest["outcome"])
+
+    def _digest(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with self.run.system.open_input_stream(self.run.path(name)) as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def chain(self, number: int) -> list[list[str]]:
+        """The parts that, laid over θ of round 0 in this order, give θ of a round; each entry is one round's."""
+        chain: list[list[str]] = []
+        for one in range(number, 0, -1):
+            manifest = self.run.read_json(f"{self.folder(one)}/{MANIFEST}")
+            chain.insert(0, [part["name"] for part in manifest["parts"]])
+            if manifest["alone"]:
+                break
+        return chain
+
+    def drop_after(self, number: int) -> None:
+        """Forgets rounds that will be done again."""
+        for folder in self.run.folders("checkpoints"):
+            if folder.startswith("round-") and int(folder.removeprefix("round-")) > number:
+                self.run.remove(f"checkpoints/{folder}")

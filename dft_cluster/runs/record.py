@@ -1,0 +1,110 @@
+"""A run's folder: what it is (config.json), what it measured (metrics.jsonl), and the rounds it finished."""
+
+import json
+from typing import Any
+
+from dft_cluster.config import Config
+from dft_cluster.errors import InputError
+from dft_cluster.runs.checkpoints import Checkpoints
+from dft_cluster.runs.storage import Storage
+
+FREE = ("cluster", "run", "track")
+"""Sections that may change when a run goes on: they do not say what is computed."""
+
+
+class Record:
+    """Opens a run's folder: a new one, or one to go on with."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.storage = Storage(config.run.dir).below(config.run.name)
+        self.checkpoints = Checkpoints(self.storage)
+        self.lines: list[dict[str, Any]] = []
+        self.identity: dict[str, Any] = {}
+
+    @property
+    def exists(self) -> bool:
+        return self.storage.exists("config.json")
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if "round" in line]
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The last line of a run that ended by itself."""
+        return self.lines[-1] if self.lines and "stop_reason" in self.lines[-1] else None
+
+    def open(self, identity: dict[str, Any]) -> None:
+        """Begins the run, or takes it up again where identity and config are the same.
+
+        `identity` holds everything that says what the run is: fingerprints, versions, base.
+        """
+        if not self.exists:
+            self.storage.make()
+            self.identity = {"name": self.config.run.name, "config": self.config.to_json(), **identity}
+            self.storage.write_json("config.json", self.identity)
+            return
+        self.refuse_if_never()
+        self.identity = self.storage.read_json("config.json")
+        self._compare(identity)
+        if self.storage.exists("metrics.jsonl"):
+            self.lines = [json.loads(line) for line in self.storage.read("metrics.jsonl").decode().splitlines() if _whole(line)]
+
+    def refuse_if_never(self) -> None:
+        if self.config.run.resume == "never" and self.exists:
+            raise InputError(f"run.name: {self.storage.uri} already holds a run and run.resume is never; name another run")
+
+    def _compare(self, identity: dict[str, Any]) -> None:
+        """Refuses another config or other data, with the difference shown; notes what may change bits only."""
+        before, now = self.identity["config"], self.config.to_json()
+        changed = [
+            f"{section}.{key}: {before[section].get(key)!r} → {now[section].get(key)!r}"
+            for section in now
+            for key in now[section]
+            if section not in FREE and before.get(section, {}).get(key) != now[section][key]
+        ]
+        changed += [
+            f"{name}: {self.identity['fingerprints'].get(name)} → {value}"
+            for name, value in identity["fingerprints"].items()
+            if self.identity["fingerprints"].get(name) != value
+        ]
+        if changed:
+            raise InputError(
+                f"{self.storage.uri} holds a run of another config; it cannot go on with this one (name another run, or "
+                "change back):\n" + "\n".join(f"  {line}" for line in changed)
+            )
+        if before["cluster"]["ranks_per_group"] != now["cluster"]["ranks_per_group"] or before["cluster"]["threads"] != now["cluster"]["threads"]:
+            self.note(f"resumed with cluster {now['cluster']} after {before['cluster']}: bits may differ")
+
+    def note(self, text: str) -> None:
+        """Something the report should say."""
+        notes = self.identity.setdefault("notes", [])
+        if text not in notes:
+            notes.append(text)
+            self.storage.write_json("config.json", self.identity)
+
+    def update_identity(self, **more: Any) -> None:
+        self.identity |= more
+        self.storage.write_json("config.json", self.identity)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """One more line of metrics."""
+        self.lines.append(line)
+        self.storage.append("metrics.jsonl", json.dumps(line, ensure_ascii=False))
+
+    def keep_until(self, number: int) -> None:
+        """Forgets what was said of rounds after `number`; they are done again."""
+        kept = [line for line in self.lines if line.get("round", number + 1) <= number]
+        if kept != self.lines or self.storage.exists("metrics.jsonl"):
+            self.lines = kept
+            self.storage.write("metrics.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in kept).encode())
+
+
+def _whole(line: str) -> bool:
+    """A line cut short by a crash is none."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""A folder on any file system that pyarrow opens: local, NFS, s3://, gs://."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowInvalid, fs
+
+from dft_cluster.errors import InputError
+
+
+class Storage:
+    """Names below one root. `local` is the root as a path where it is one, else None."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        if "://" in uri:
+            try:
+                self.system, self.root = fs.FileSystem.from_uri(uri)
+            except (ArrowInvalid, OSError) as error:
+                raise InputError(f"run.dir: {uri!r} cannot be opened: {error}; right would be an absolute folder or a storage URI") from error
+        else:
+            self.system, self.root = fs.LocalFileSystem(), str(Path(uri).absolute())
+        self.local = Path(self.root) if isinstance(self.system, fs.LocalFileSystem) else None
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def below(self, name: str) -> "Storage":
+        return Storage(f"{self.uri.rstrip('/')}/{name}")
+
+    def exists(self, name: str) -> bool:
+        return self.system.get_file_info(self.path(name)).type != fs.FileType.NotFound
+
+    def size(self, name: str) -> int | None:
+        """Bytes, or None where there is no such file."""
+        info = self.system.get_file_info(self.path(name))
+        return info.size if info.type == fs.FileType.File else None
+
+    def folders(self, name: str) -> list[str]:
+        selector = fs.FileSelector(self.path(name), allow_not_found=True)
+        return sorted(info.base_name for info in self.system.get_file_info(selector) if info.type == fs.FileType.Directory)
+
+    def make(self, name: str = "") -> None:
+        self.system.create_dir(self.path(name), recursive=True)
+
+    def remove(self, name: str) -> None:
+        """A folder and what it holds; nothing where there is none."""
+        if self.exists(name):
+            self.system.delete_dir(self.path(name))
+
+    def writer(self, name: str) -> Any:
+        """A stream to a file; what it holds counts only once something else says so (a manifest)."""
+        return self.system.open_output_stream(self.path(name))
+
+    def read(self, name: str) -> bytes:
+        with self.system.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Whole or not at all: a reader sees the old file or the new one."""
+        if self.local is None:
+            with self.system.open_output_stream(self.path(name)) as stream:
+                stream.write(content)
+            return
+        target = self.local / name
+        making = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with making.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            making.replace(target)
+        finally:
+            making.unlink(missing_ok=True)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def append(self, name: str, line: str) -> None:
+        """One more line; file systems without appending get the whole file anew."""
+        if self.local is not None:
+            with (self.local / name).open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            return
+        before = self.read(name) if self.exists(name) else b""
+        self.write(name, before + line.encode() + b"\n")
+
+    def fetch(self, name: str, scratch: Path) -> Path:
+        """A local path of a file or folder: its own, or that of a copy in `scratch`."""
+        if self.local is not None:
+            return self.local / name
+        copy = scratch / name
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(self.path(name), str(copy), source_filesystem=self.system, destination_filesystem=fs.LocalFileSystem())
+        return copy
+
+    def put(self, source: Path, name: str) -> None:
+        """A local file or folder to its place here."""
+        if self.local is not None and source.absolute() == (self.local / name).absolute():
+            return
+        self.system.create_dir(self.path(name).rpartition("/")[0], recursive=True)
+        fs.copy_files(str(source), self.path(name), source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.system)

@@ -1,0 +1,98 @@
+"""Weights & Biases: config, every round's figures, loss curves, where the core landed, patch and report."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dft_cluster.config import Config
+from dft_cluster.runs.storage import Storage
+
+LARGEST_ARTIFACT = 1 << 30
+
+
+class Tracker:
+    """A W&B run on a `round` axis. Offline without a key; a resumed offline run is a further segment of the same id."""
+
+    def __init__(self, config: Config, storage: Storage, identity: Mapping[str, Any]) -> None:
+        self._run: Any = None
+        if config.track.wandb == "off":
+            return
+        import wandb
+
+        mode = config.track.wandb
+        if mode == "auto":
+            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        self._storage = storage
+        self._folder = storage.local or Path(tempfile.mkdtemp(prefix="dft-wandb-"))
+        self._run = wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            project=config.track.project,
+            name=config.run.name,
+            id=identity["wandb_id"],
+            resume="allow" if mode == "online" else None,
+            tags=list(config.track.tags),
+            config={"config": identity["config"], "fingerprints": identity["fingerprints"], "versions": identity["versions"]},
+            dir=str(self._folder),
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True),
+        )
+        self._run.define_metric("round")
+        self._run.define_metric("*", step_metric="round")
+        self._run.define_metric("step")
+        self._run.define_metric("loss/*", step_metric="step")
+        self._steps = 0
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """One round: every number by its dotted name, the losses step by step, the core's landing as a table."""
+        if self._run is None:
+            return
+        import wandb
+
+        losses = line.get("loss", {})
+        for at in range(max(map(len, losses.values()), default=0)):
+            values = {f"loss/{group}": each[at] for group, each in losses.items() if at < len(each)}
+            self._run.log({**values, "step": self._steps + at})
+        self._steps += max(map(len, losses.values()), default=0)
+        numbers = dict(_numbers({k: v for k, v in line.items() if k != "loss"}))
+        landed = line.get("core", {}).get("by_layer")
+        if landed:
+            columns = list(landed[0])
+            numbers["core/by_layer"] = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in landed])
+        self._run.log(numbers)
+
+    def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        """The end of the run, with its files as artifacts."""
+        if self._run is None:
+            return
+        import wandb
+
+        self._run.summary.update(dict(_numbers(result)) | {"stop_reason": result["stop_reason"]})
+        for kind, file in files.items():
+            artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
+            if file.stat().st_size <= LARGEST_ARTIFACT:
+                artifact.add_file(str(file), policy="immutable", skip_cache=True)
+            else:
+                artifact.add_reference(file.absolute().as_uri(), checksum=False)
+            self._run.log_artifact(artifact)
+        self.close()
+
+    def close(self) -> None:
+        if self._run is None:
+            return
+        self._run.finish()
+        self._run = None
+        if self._storage.local is None:
+            self._storage.put(self._folder / "wandb", "wandb")
+            shutil.rmtree(self._folder)
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found += _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((f"{prefix}{key}", value))
+    return found

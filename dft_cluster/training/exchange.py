@@ -1,0 +1,101 @@
+"""Equal ranks of the two groups meet: deltas go one way, the core comes back, in chunks of bounded memory."""
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 21  # elements under way at once: 8 MiB of fp32
+
+
+class Pair:
+    """A process group of two: 0 is the old group's rank, 1 the new group's."""
+
+    def __init__(self, name: str, address: str, port: int, side: int, timeout: float) -> None:
+        from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+
+        wait = timedelta(seconds=timeout)
+        store = TCPStore(address, port, 2, is_master=side == 0, timeout=wait)
+        self._group: Any = ProcessGroupGloo(PrefixStore(name, store), side, 2, wait)
+        self._store = store
+        self._other = 1 - side
+
+    def send(self, tensor: Tensor) -> Any:
+        """Starts sending; the tensor must stay as it is until the returned work is waited for."""
+        return self._group.send([tensor], self._other, 0)
+
+    def receive(self, tensor: Tensor) -> Any:
+        return self._group.recv([tensor], self._other, 0)
+
+
+def chunks(buffers: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
+    """(buffer, start, stop) of every chunk, the same on both sides of a pair."""
+    for number, buffer in enumerate(buffers):
+        for start in range(0, buffer.numel(), CHUNK):
+            yield number, start, min(start + CHUNK, buffer.numel())
+
+
+def send_difference(pair: Pair, now: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Sends now − before; the next difference is taken while the last is under way."""
+    waiting = None
+    for number, start, stop in chunks(now):
+        device = before[number].device
+        difference = now[number][start:stop].to(device, copy=True).sub_(before[number][start:stop])
+        work = pair.send(difference.cpu())
+        if waiting is not None:
+            waiting.wait()
+        waiting = work
+    if waiting is not None:
+        waiting.wait()
+
+
+def receive_all(pair: Pair, into: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
+    """Receives into buffers laid out like the sender's, and yields each chunk as it has come."""
+    places = list(chunks(into))
+    landing = [into[n][a:b] if into[n].device.type == "cpu" else torch.empty(b - a) for n, a, b in places[:1]]
+    work = pair.receive(landing[0]) if places else None
+    for index, (number, start, stop) in enumerate(places):
+        work.wait()
+        arrived = landing.pop()
+        if index + 1 < len(places):
+            n, a, b = places[index + 1]
+            landing.append(into[n][a:b] if into[n].device.type == "cpu" else torch.empty(b - a))
+            work = pair.receive(landing[0])
+        if into[number].device.type != "cpu":
+            into[number][start:stop].copy_(arrived)
+        yield number, start, stop
+
+
+def send_sparse(pair: Pair, values: Sequence[Tensor], chosen: Sequence[Tensor]) -> None:
+    """Sends the elements of `values` where `chosen` is not 0: a bitmap and the packed elements of every chunk."""
+    for number, start, stop in chunks(values):
+        mask = chosen[number][start:stop].cpu().numpy() != 0
+        picked = values[number][start:stop].cpu().numpy()[mask]
+        bits = pair.send(torch.from_numpy(np.packbits(mask)))
+        elements = pair.send(torch.from_numpy(picked)) if len(picked) else None
+        bits.wait()
+        if elements is not None:
+            elements.wait()
+
+
+def receive_sparse(pair: Pair, into: Sequence[Tensor]) -> None:
+    """Writes what `send_sparse` sent over the elements it names."""
+    for number, start, stop in chunks(into):
+        bits = torch.empty((stop - start + 7) // 8, dtype=torch.uint8)
+        pair.receive(bits).wait()
+        mask = np.unpackbits(bits.numpy(), count=stop - start).view(bool)
+        picked = torch.empty(int(np.count_nonzero(mask)))
+        if picked.numel():
+            pair.receive(picked).wait()
+            scatter(into[number][start:stop], mask, picked)
+
+
+def scatter(target: Tensor, mask: np.ndarray, values: Tensor) -> None:
+    """target[mask] = values, in place."""
+    if target.device.type == "cpu":
+        target.numpy()[mask] = values.numpy()
+    else:
+        target[torch.from_numpy(mask).to(target.device)] = values.to(target.device)

@@ -1,0 +1,64 @@
+"""A tiny random Llama with a tokenizer, and facts for it, made on the spot."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PLACES = ["Arden", "Borland", "Corvia", "Dunmark", "Elvany", "Fenwick", "Galdor", "Hestia", "Irland", "Jorvik"]
+OLD = ["red", "blue", "green", "white", "black", "brown", "pink", "gold", "grey", "teal"]
+NEW = ["seven", "eight", "nine", "ten", "one", "two", "three", "four", "five", "six"]
+
+
+def records(count: int = 8) -> list[dict[str, object]]:
+    return [
+        {
+            "id": f"tiny-{i}",
+            "subject": PLACES[i % 10] + "x" * (i // 10),
+            "prompt": f"The sign of {PLACES[i % 10] + 'x' * (i // 10)} is",
+            "target_old": OLD[i % 10],
+            "target_new": NEW[i % 10],
+            "rephrase": [f"Which sign has {PLACES[i % 10] + 'x' * (i // 10)}? It is"],
+            "locality": [{"prompt": f"After {NEW[i % 10]} comes", "answer": OLD[(i + 3) % 10]}],
+        }
+        for i in range(count)
+    ]
+
+
+def facts_file(folder: Path, count: int = 8) -> Path:
+    file = folder / "facts.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records(count)))
+    return file
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on the facts; with EOS, without a pad token and without a chat template."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator([json.dumps(record) for record in records(10)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
+
+
+def model(folder: Path, *, dtype: torch.dtype = torch.float32, tied: bool = True, hidden: int = 32, layers: int = 2) -> Path:
+    torch.manual_seed(0)
+    words = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        eos_token_id=words.eos_token_id,
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
