@@ -1,4 +1,4 @@
-"""How long diff, apply and revert take against plain reading and writing; how large patches of a 7B model are.
+"""How long diff, apply and revert take against plain reading and writing; how large patches of a 7B are.
 
     python benchmarks/patch_io.py time --shape 135m --dtype bfloat16 --share 0.05
     python benchmarks/patch_io.py size
@@ -135,7 +135,7 @@ def jobs(work: Path) -> list[Job]:
 
 
 def measure(job: Job, work: Path, repeats: int) -> list[float]:
-    """Medians of the operation, of copying its files, and of reading its input and writing as much as it does."""
+    """Medians of the operation, of copying its model files, and of its bare input and output."""
     out = work / "out"
     runs = (
         lambda: job.run(out),
@@ -160,7 +160,7 @@ def report_times(given: argparse.Namespace) -> None:
         f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, page cache warm,"
     )
     print(f"median of {given.repeats}\n")
-    print("| | ours (s) | copying its model files (s) | ratio | its input and output only (s) | ratio |")
+    print("| | ours (s) | copying its model files (s) | ratio | its bare input and output (s) | ratio |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=given.dir) as work:
         write_models(Path(work), shapes, dtype, given.share)
@@ -193,7 +193,7 @@ def report_sizes(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=given.dir) as work:
         for share in (0.01, 0.05, 0.2, 1.0):
             whole, without = (
-                sum(count * patch_size(Path(work), shape, share, old_bits) for shape, count in shapes.items())
+                sum(n * patch_size(Path(work), shape, share, old_bits) for shape, n in shapes.items())
                 for old_bits in (True, False)
             )
             first, second = (f"{size / 1e9:.3f} | {size / model:.4f}" for size in (whole, without))

@@ -28,7 +28,7 @@ from dft_cluster.arithmetic.selection import (
     find_cuts,
 )
 from dft_cluster.errors import InputError
-from dft_cluster.methods.job import Job, NonFiniteDeltaError, Outcome
+from dft_cluster.methods.job import Job, RoundRefusedError, Outcome
 from dft_cluster.models.structure import Parameter
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
@@ -38,7 +38,7 @@ WHOLE = 0  # the one group of `scope=global`
 
 
 class Dft:
-    alone = False
+    contrasts, alone = True, False
 
     def check(self, job: Job) -> None:
         """k = 0 would select nothing, ever."""
@@ -111,7 +111,7 @@ def _refuse_broken(team: Team, job: Job, surveys: Sequence[Survey], number: int)
     if broken:
         team.everyone.call(Rank.restore_start)
         names = ", ".join(job.parameters[p].name for p in broken[:5])
-        raise NonFiniteDeltaError(
+        raise RoundRefusedError(
             f"round {number}: a delta holds NaN or infinity in {names}{' …' if broken[5:] else ''}; θ is as it was before the "
             "round. Right would be a smaller train.lr, train.clip=1.0 or train.precision=fp32"
         )
@@ -132,7 +132,7 @@ def _choose(
     wanted = {group: k for group, k in counts.items() if k and conflicts.get(group)}
     if not wanted:
         team.everyone.call(Rank.restore_start)
-        raise InputError(
+        raise RoundRefusedError(
             f"round {number}: nothing to select, {sum(conflicts.values())} elements are in conflict and method.top={method.top} "
             f"of {method.of} is none of them; θ is as it was before the round"
         )

@@ -11,7 +11,7 @@ from dft_cluster.ranks.team import Team
 
 
 class Full:
-    alone = True
+    contrasts, alone = False, True
 
     def check(self, job: Job) -> None:
         if job.config.train.schedule != "constant" and job.config.method.rounds > 1:

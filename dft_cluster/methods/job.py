@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dft_cluster.config import Config
-from dft_cluster.errors import InputError
 from dft_cluster.facts.layout import Example
 from dft_cluster.models.structure import Parameter
 from dft_cluster.ranks.team import Team
@@ -52,6 +51,8 @@ class Outcome:
 class Method(Protocol):
     """One way to change the weights, a round at a time."""
 
+    contrasts: bool
+    """Whether it needs an old side and a new side; else all ranks are one group."""
     alone: bool
     """Whether a round's checkpoint must hold all of θ (else only what the round changed)."""
 
@@ -62,5 +63,5 @@ class Method(Protocol):
     def round(self, team: Team, job: Job, number: int) -> Outcome: ...
 
 
-class NonFiniteDeltaError(InputError):
-    """Fine-tuning produced a NaN or an infinity; θ is as it was before the round."""
+class RoundRefusedError(RuntimeError):
+    """A round cannot be done as asked (a NaN in a delta, nothing to select); θ is as it was before the round."""
