@@ -5,6 +5,7 @@ import sys
 
 from dft_cluster.errors import InputError
 from dft_cluster.patch import cli as patch
+from dft_cluster.patch.inspect import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status: int = given.run(given)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return status
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -22,7 +23,6 @@ def _number(value: object) -> object:
 
 
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Protocol = Literal["teacher_forced", "generated", "likelihood"]
 
 
@@ -56,7 +56,7 @@ class FactsSettings(_Section):
     """A JSONL file with further rephrases and locality probes by prompt; `pairs` has no others."""
     limit: Count | None = None
     """How many facts to take; none takes all."""
-    seed: int | None = None
+    seed: Annotated[int, BeforeValidator(_number)] | None = None
     """Take a seeded sample of `limit` facts; none takes the first ones."""
     old: Literal["given", "generated"] = "given"
     """Old knowledge: the record's old answer, or the model's own sentence with the key span swapped."""
@@ -103,7 +103,7 @@ class TrainSettings(_Section):
     """Train the end-of-sequence token after the answer (never counted in the metrics)."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """The working weights; the masters are always fp32."""
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: Annotated[Literal[1, 2, 3], BeforeValidator(_number)] = 1
     """DeepSpeed ZeRO: 1 shards the optimizer, 2 gradients too, 3 the weights too."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep the optimizer (stages 1 to 3), and with `all` the weights too (stage 3), in host memory."""
@@ -122,9 +122,9 @@ class TrainSettings(_Section):
 class ClusterSettings(_Section):
     ranks_per_group: Count = 1
     """Ranks (processes, one accelerator each where there are any) in a group."""
-    groups: Literal[1, 2] = 2
+    groups: Annotated[Literal[1, 2], BeforeValidator(_number)] = 2
     """2: old and new side by side; 1: one after the other on the same ranks."""
-    gpus_per_rank: Annotated[float, BeforeValidator(_number), Field(ge=0)] | None = None
+    gpus_per_rank: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] | None = None
     """None: one where the cluster has GPUs, else none."""
     threads: Count | None = None
     """CPU threads of a rank; none shares the node's cores out among its ranks."""
@@ -132,7 +132,7 @@ class ClusterSettings(_Section):
     """`auto` joins the cluster this runs in, or starts an embedded Ray; `local` always starts one; or host:port."""
     buffers: Literal["host", "device"] = "host"
     """Where θ of the round's start and the other group's delta are kept."""
-    timeout: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 1800.0
+    timeout: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = 1800.0
     """Seconds that one step of all ranks may take before the run is given up."""
 
 
@@ -155,7 +155,7 @@ class ConvergeSettings(_Section):
     """Stop when reliability, in percent, reaches this."""
     patience: Count | Literal["off"] = 3
     """Stop when this many evaluated rounds in a row gain less than `min_gain`."""
-    min_gain: Annotated[float, BeforeValidator(_number), Field(ge=0)] = 0.5
+    min_gain: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] = 0.5
     """Points of reliability that count as a gain."""
     keep: Literal["best", "last"] = "best"
     """End with the best round (by reliability, then locality), or with the last."""
@@ -221,19 +221,36 @@ def impossible(config: Config) -> Iterable[str]:
         yield f"facts.file: only goes with facts.format=hub (it is {facts.format})"
     if config.converge.keep == "best" and config.evaluate.every > config.method.rounds:
         yield "evaluate.every: converge.keep=best needs at least one evaluated round (method.rounds is smaller)"
+    if facts.seed is not None and facts.limit is None:
+        yield "facts.seed: chooses which facts a facts.limit takes, and there is none"
+    if config.model.name == "smollm2-135m" and (config.model.gguf, config.model.revision) != (None, None):
+        yield "model.gguf, model.revision: do not go with model.name=smollm2-135m, which comes with its package"
+    if (urlsplit(config.run.dir).password if "://" in config.run.dir else None) is not None:
+        yield "run.dir: a storage URI must not hold a key; the storage's own environment variables are read instead"
     if "teacher_forced" not in config.evaluate.protocols:
         yield "evaluate.protocols: teacher_forced must be among them, the stop rule reads it"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans and numbers: `on` and `off` stay words, `5e-5` is a number."""
+    """YAML 1.2's booleans and numbers: `on` and `off` stay words, `5e-5` is a number, `2026-01-31` is a name."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Of a key that stands twice YAML would drop the first without a word."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
+_OTHERWISE = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "timestamp")}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OTHERWISE]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$"),
@@ -252,56 +269,106 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise InputError(f"config {file}: no such file")
     try:
         tree = parse(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise InputError(f"config {file}: not valid YAML: {error}") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise InputError(f"config {file}: must be a mapping of sections, not {type(tree).__name__}")
-    return validate(_override(tree, overrides), source=str(file))
-
-
-def _override(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    problems: list[str] = []
     for override in overrides:
-        dotted, equals, value = override.partition("=")
-        section, dot, key = dotted.partition(".")
-        if not (equals and dot and key):
-            raise InputError(f"override {override!r}: write it as section.key=value, for example train.lr=5e-5")
-        inner = tree.get(section)
-        tree = {**tree, section: {**inner, key: parse(value)} if isinstance(inner, dict) else {key: parse(value)}}
-    return tree
+        tree = _override(tree, override, problems)
+    return validate(tree, str(file), problems)
 
 
-def validate(tree: Mapping[str, Any], source: str = "config") -> Config:
-    """The typed config, or one InputError that lists every problem."""
+def _override(tree: dict[Any, Any], override: str, problems: list[str]) -> dict[Any, Any]:
+    dotted, equals, text = override.partition("=")
+    section, dot, key = dotted.strip().partition(".")
     try:
-        return Config.model_validate({key: {} if value is None else value for key, value in tree.items()})
+        value = parse(text)
+    except (yaml.YAMLError, ValueError):
+        equals = ""
+    if not (section and equals and dot and key):
+        problems.append(f"override {override!r}: write it as section.key=value, for example train.lr=5e-5")
+        return tree
+    inner = tree.get(section)
+    if inner is not None and not isinstance(inner, dict):
+        return tree  # no section to lay a key over, which is reported as such
+    return {**tree, section: {**(inner or {}), key: value}}
+
+
+def validate(tree: Mapping[Any, Any], source: str = "config", problems: Iterable[str] = ()) -> Config:
+    """The typed config, or one InputError that lists every problem (those found before, too)."""
+    tree = {key: {} if value is None else value for key, value in tree.items()}
+    found = list(problems)
+    try:
+        config = Config.model_validate(tree)
     except ValidationError as error:
-        problems = [line for item in error.errors() for line in _problem(item)]
-        raise InputError(f"{source}: {len(problems)} problem{'s'[: len(problems) > 1]}\n" + "\n".join(f"  {p}" for p in problems)) from error
+        found += _told(error, tree)
+        cause: Exception | None = error
+    else:
+        cause = None
+    if not found:
+        return config
+    listed = "\n".join(f"  {problem}" for problem in found)
+    raise InputError(f"{source}: {len(found)} problem{'s'[: len(found) > 1]}\n{listed}") from cause
 
 
-def _problem(item: Mapping[str, Any]) -> list[str]:
-    place = ".".join(str(part) for part in item["loc"] if part not in ("float", "int") and not str(part).startswith(("literal", "constrained", "function")))
+def _told(error: ValidationError, tree: Mapping[Any, Any]) -> list[str]:
+    """One line for each key that is wrong, then the combinations that the sound keys make."""
+    lines: dict[str, list[str]] = {}
+    ends: dict[str, str] = {}
+    for item in error.errors():
+        place, message, ends_with = _problem(item)
+        lines.setdefault(place, []).append(message)
+        ends[place] = ends_with
+    if "" in lines:
+        return lines[""][0].split("\n")
+    try:
+        sound = Config.model_construct(**{name: _sound(name, tree.get(name), lines) for name in Config.model_fields})
+        combined = [line for line in impossible(sound) if not any(place in line for place in lines)]
+    except ValidationError:
+        combined = []
+    return [f"{place}: {' or '.join(said)}{ends[place]}" for place, said in lines.items()] + combined
+
+
+def _sound(name: str, section: Any, broken: Iterable[str]) -> BaseModel:
+    """A section with the default in place of each broken value."""
+    kind = type(Config.model_fields[name].default)
+    given = section if isinstance(section, dict) else {}
+    bad = {place.split(".")[1] for place in broken if place.startswith(f"{name}.")}
+    return kind.model_validate({key: value for key, value in given.items() if str(key) not in bad})
+
+
+def _problem(item: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Which key, what is wrong with it, and what it is."""
+    loc = item["loc"]
     if item["type"] == "extra_forbidden":
-        return [f"{place}: unknown key{_nearest(item['loc'])}"]
+        return ".".join(map(str, loc)), f"unknown key{_nearest(loc)}", ""
+    # What follows a key in the place of an error is pydantic's name for one of several types that it tried.
+    place = ".".join(map(str, loc[:2])) + "".join(f".{part}" for part in loc[2:] if isinstance(part, int))
     message = item["msg"].removeprefix("Value error, ")
-    if not item["loc"]:
-        return message.split("\n")
-    return [f"{place}: {message[0].lower()}{message[1:]} (it is {item['input']!r})"]
+    if not loc:
+        return "", message, ""
+    if item["type"] == "model_type":
+        message = f"must be a section with keys of its own ({', '.join(_keys()[str(loc[0])])})"
+    return place, f"{message[0].lower()}{message[1:]}", f" (it is {item['input']!r})"
 
 
 def _keys() -> dict[str, list[str]]:
-    return {
-        name: list(field.annotation.model_fields)
-        for name, field in Config.model_fields.items()
-        if field.annotation is not None and get_origin(field.annotation) is not Union and not get_args(field.annotation)
-    }
+    return {name: list(type(field.default).model_fields) for name, field in Config.model_fields.items()}
 
 
 def _nearest(loc: tuple[Any, ...]) -> str:
-    keys = _keys()
-    near = difflib.get_close_matches(str(loc[-1]), keys.get(str(loc[0]), []) if len(loc) > 1 else list(keys), 1)
-    if near:
-        return f" (did you mean {'.'.join([*map(str, loc[:-1]), near[0]])}?)"
-    homes = [f"{section}.{loc[-1]}" for section, names in keys.items() if loc[-1] in names]
-    return f" (did you mean {homes[0]}?)" if homes else f" (known: {', '.join(keys.get(str(loc[0]), keys))})"
+    """The same name in another section, else the likest in its own, else the likest anywhere."""
+    keys, word = _keys(), str(loc[-1]).lower().replace("-", "_")
+    own, prefix = (keys.get(str(loc[0]), []), f"{loc[0]}.") if len(loc) > 1 else (list(keys), "")
+    everywhere = [(f"{section}.{name}", name) for section, names in keys.items() for name in names]
+    likest = difflib.get_close_matches(word, own, 1)
+    elsewhere = difflib.get_close_matches(word, [name for _, name in everywhere], 1, 0.75)
+    near = (
+        [f"{prefix}{word}" for name in own if name == word]
+        or [place for place, name in everywhere if name == word]
+        or [f"{prefix}{name}" for name in likest]
+        or [place for place, name in everywhere if name in elsewhere]
+    )
+    return f" (did you mean {' or '.join(near)}?)" if near else f" (known: {', '.join(own or keys)})"

@@ -1,6 +1,7 @@
 """`update(model, facts)`: the same rounds in one process, without a cluster."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -70,9 +71,12 @@ def in_this_process(prepared: Prepared, source: Source, console: Console) -> Ite
         raise InputError("update() makes a world of its own, and torch.distributed is initialized already; call it elsewhere")
     console.phase("building the engine")
     team = LocalTeam()
+    environment = dict(os.environ)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         assemble(team, prepared.config, source, prepared.parameters, device=device, threads=prepared.config.cluster.threads)
         yield team
     finally:
         team.close()
+        os.environ.clear()
+        os.environ.update(environment)

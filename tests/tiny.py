@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PLACES = ["Arden", "Borland", "Corvia", "Dunmark", "Elvany", "Fenwick", "Galdor", "Hestia", "Irland", "Jorvik"]
 OLD = ["red", "blue", "green", "white", "black", "brown", "pink", "gold", "grey", "teal"]
@@ -60,5 +60,22 @@ def model(folder: Path, *, dtype: torch.dtype = torch.float32, tied: bool = True
         initializer_range=0.2,
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+ARCHITECTURES = ("llama", "gpt2", "gptj", "bloom", "mistral", "qwen2", "gpt_neox")
+
+
+def architecture(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """A tiny random model of another family, with the same tokenizer."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+    ends = {"eos_token_id": words.eos_token_id, "bos_token_id": None}
+    own = {"intermediate_size": 64} if name not in ("gpt2", "gptj", "bloom") else {"bloom": {}}.get(name, {"n_positions": 128})
+    extra = {"gptj": {"rotary_dim": 4}, "mistral": {"num_key_value_heads": 2}, "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True}}
+    config = AutoConfig.for_model(name, vocab_size=len(words), **size, **ends, **own, **extra.get(name, {}))
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

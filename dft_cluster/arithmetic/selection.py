@@ -16,7 +16,6 @@ from math import floor, sqrt
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 HIGHEST = 0x7F800000  # +infinity, the largest key there is
@@ -110,9 +109,9 @@ def _blocks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
 def _sift(keys: Tensor, bracket: Bracket) -> tuple[int, np.ndarray]:
     """How many keys lie above the bracket, and those inside it."""
     if keys.device.type != "cpu":
-        at_least = keys[keys >= bracket.low]
-        within = at_least[at_least <= bracket.high]
-        return at_least.numel() - within.numel(), within.cpu().numpy()
+        high_enough = keys[keys >= bracket.low]
+        within = high_enough[high_enough <= bracket.high]
+        return high_enough.numel() - within.numel(), within.cpu().numpy()
     values = keys.numpy()  # numpy compares and counts several times faster here than torch
     at_least, over = values >= bracket.low, values > bracket.high
     above = int(np.count_nonzero(over))

@@ -65,8 +65,8 @@ class Waiting(Generic[T]):
 class ActorGroup:
     """The ranks of one world, or of several."""
 
-    def __init__(self, actors: Sequence[Any], names: Sequence[str], timeout: float, tick: Tick) -> None:
-        self.actors, self.names, self.timeout, self._tick = list(actors), list(names), timeout, tick
+    def __init__(self, actors: Sequence[Any], names: Sequence[str], timeout: float, look: Callable[[], None]) -> None:
+        self.actors, self.names, self.timeout, self.look = list(actors), list(names), timeout, look
 
     @property
     def size(self) -> int:
@@ -90,9 +90,25 @@ class ActorGroup:
     def _started(self, verb: Callable[..., T], references: list[Any]) -> Waiting[T]:
         return Waiting(self, verb.__name__, references)
 
+
+class ActorTeam:
+    """The old group and the new group side by side, or one group for both."""
+
+    def __init__(self, groups: Sequence[Sequence[Any]], timeout: float, tick: Tick) -> None:
+        self.paired, self._tick = len(groups) == 2, tick
+        labels = ("old", "new") if self.paired else ("rank",)
+        made = [
+            ActorGroup(actors, [f"{label}-{i}" for i in range(len(actors))], timeout, self.look)
+            for label, actors in zip(labels, groups, strict=True)
+        ]
+        self.old, self.new = made[0], made[-1]
+        everyone = [(a, n) for group in made for a, n in zip(group.actors, group.names, strict=True)]
+        self.everyone = ActorGroup([a for a, _ in everyone], [n for _, n in everyone], timeout, self.look)
+
     def look(self) -> None:
         """Asks every rank where it stands; one that cannot answer now is left out."""
-        asked = {actor.progress.remote(): name for actor, name in zip(self.actors, self.names, strict=True)}
+        everyone = self.everyone
+        asked = {actor.progress.remote(): name for actor, name in zip(everyone.actors, everyone.names, strict=True)}
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL)
         seen: dict[str, Progress] = {}
         for reference in ready:
@@ -101,21 +117,6 @@ class ActorGroup:
             except (ActorDiedError, ActorUnavailableError):
                 continue  # the verb's own answer says so, with the reason
         self._tick(seen)
-
-
-class ActorTeam:
-    """The old group and the new group side by side, or one group for both."""
-
-    def __init__(self, groups: Sequence[Sequence[Any]], timeout: float, tick: Tick) -> None:
-        self.paired = len(groups) == 2
-        labels = ("old", "new") if self.paired else ("rank",)
-        made = [
-            ActorGroup(actors, [f"{label}-{i}" for i in range(len(actors))], timeout, tick)
-            for label, actors in zip(labels, groups, strict=True)
-        ]
-        self.old, self.new = made[0], made[-1]
-        everyone = [(a, n) for group in made for a, n in zip(group.actors, group.names, strict=True)]
-        self.everyone = ActorGroup([a for a, _ in everyone], [n for _, n in everyone], timeout, tick)
 
     def close(self) -> None:
         for actor in self.everyone.actors:

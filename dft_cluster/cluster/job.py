@@ -71,7 +71,6 @@ def _run(config: Config) -> int:
     again = "the last finished round is safe: run the same command again to go on from there"
     try:
         run(prepare(config), on_ray, console)
-        return OK
     except (KeyboardInterrupt, _StoppedError):
         console.say(f"stopped from outside; {again}")
     except LostRankError as error:
@@ -80,6 +79,8 @@ def _run(config: Config) -> int:
         console.say(f"failed: {error}")
     except OSError as error:
         console.say(f"failed: {error}; {again} once run.dir ({config.run.dir}) can be written")
+    else:
+        return OK
     finally:
         console.close()
     return FAILED
@@ -89,5 +90,5 @@ class _StoppedError(Exception):
     """`ray job stop` asks with SIGTERM."""
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(_number: int, _frame: FrameType | None) -> None:
     raise _StoppedError

@@ -1,6 +1,7 @@
 """What a model says: the argmax at every answer position, and greedy decoding. Collective under ZeRO-3."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,20 +49,29 @@ def greedy(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    out = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=most,
-        eos_token_id=list(ends) or None,
-        pad_token_id=pad,
-        synced_gpus=together,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-    )[:, width:].cpu()
+    with _no_habits(model):
+        out = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=most,
+            eos_token_id=list(ends) or None,
+            pad_token_id=pad,
+            synced_gpus=together,
+        )[:, width:].cpu()
     return [_until(row, set(ends)) for row in out.tolist()]
+
+
+@contextmanager
+def _no_habits(model: Any) -> Iterator[None]:
+    """Greedy is the plain argmax: what a model's own folder says of decoding (a repetition penalty, say) does not count."""
+    own = model.generation_config
+    model.generation_config = type(own)()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _until(ids: list[int], ends: set[int]) -> tuple[int, ...]:

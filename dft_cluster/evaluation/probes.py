@@ -36,17 +36,27 @@ def probes(facts: Sequence[Fact], pairs: Sequence[Pair], layout: Layout, *, like
     CounterFact's scores compare with.
     """
 
-    def ask(kind: Kind, fact: int, prompt: str, answer: str, key: str | None = None) -> Asked:
-        return Asked(kind, fact, prompt, answer, layout.example(prompt, answer, key=key, eos=False))
+    def ask(kind: Kind, fact: int, prompt: str, answer: str) -> Asked:
+        return Asked(kind, fact, prompt, answer, layout.example(prompt, answer, eos=False))
 
-    asked = [ask("reliability", i, p.prompt, p.new, p.key_new) for i, p in enumerate(pairs)]
-    asked += [ask("old", i, p.prompt, p.old, p.key_old) for i, p in enumerate(pairs)]
-    for i, (fact, pair) in enumerate(zip(facts, pairs, strict=True)):
-        asked += [ask("generality", i, rephrase, pair.new, pair.key_new) for rephrase in fact.rephrases]
+    def ask_new(kind: Kind, fact: int, prompt: str) -> Asked:
+        pair = pairs[fact]
+        example = layout.example(prompt, pair.new, key=pair.key_new, place=pair.place, eos=False)
+        return Asked(kind, fact, prompt, pair.new, example)
+
+    def ask_old(kind: Kind, fact: int, prompt: str) -> Asked:
+        pair = pairs[fact]
+        example = layout.example(prompt, pair.old, key=pair.key_old, place=pair.place, eos=False)
+        return Asked(kind, fact, prompt, pair.old, example)
+
+    asked = [ask_new("reliability", i, pair.prompt) for i, pair in enumerate(pairs)]
+    asked += [ask_old("old", i, pair.prompt) for i, pair in enumerate(pairs)]
+    for i, (fact, _) in enumerate(zip(facts, pairs, strict=True)):
+        asked += [ask_new("generality", i, rephrase) for rephrase in fact.rephrases]
         asked += [ask("locality", i, probe.prompt, probe.answer) for probe in fact.locality]
         asked += [ask("portability", i, probe.prompt, probe.answer) for probe in fact.portability]
         if likelihood:
-            asked += [ask("old_rephrased", i, rephrase, pair.old, pair.key_old) for rephrase in fact.rephrases]
+            asked += [ask_old("old_rephrased", i, rephrase) for rephrase in fact.rephrases]
             asked += [ask("new_for_locality", i, probe.prompt, fact.new) for probe in fact.locality]
     return asked + [Asked("held", -1, "", "", example) for example in _held(layout)]
 

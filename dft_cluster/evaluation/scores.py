@@ -7,6 +7,7 @@ from typing import Any
 
 from dft_cluster.evaluation.decode import Said
 from dft_cluster.evaluation.probes import Asked, Kind, of_kind
+from dft_cluster.facts.folding import fold
 
 Figures = dict[str, Any]
 
@@ -47,7 +48,8 @@ def _perplexity(asked: Sequence[Asked], said: Sequence[Said]) -> float:
     """exp of the mean −log p per token of the held text."""
     places = of_kind(asked, "held")
     tokens = [len(asked[p].example.answer) for p in places]
-    return math.exp(sum(said[p].nll * n for p, n in zip(places, tokens, strict=True)) / sum(tokens))
+    mean_nll = sum(said[p].nll * n for p, n in zip(places, tokens, strict=True)) / sum(tokens)
+    return math.exp(mean_nll) if mean_nll < 700 else math.inf
 
 
 def likelihood(asked: Sequence[Asked], said: Sequence[Said]) -> dict[str, float]:
@@ -77,7 +79,7 @@ def generated(
     matches: Callable[[str, str], bool],
     keys: Sequence[str],
 ) -> dict[str, float]:
-    """Greedy answers by probe place: the new key for reliability and generality, round 0's answer for locality."""
+    """Greedy answers by probe place: the new key for reliability and generality, round 0's answer (folded) for locality."""
     figures = {}
     for kind in ("reliability", "generality"):
         places = [p for p in of_kind(asked, kind) if p in texts]
@@ -85,5 +87,5 @@ def generated(
             figures[kind] = percent([matches(texts[p], keys[asked[p].fact]) for p in places])
     local = [p for p in of_kind(asked, "locality") if p in texts]
     if local:
-        figures["locality"] = percent([texts[p] == before[p] for p in local])
+        figures["locality"] = percent([fold(texts[p]) == fold(before[p]) for p in local])
     return figures

@@ -75,28 +75,36 @@ class Layout:
         text = ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
         return (*self._prefix(), *self._ids(text))
 
-    def example(self, prompt: str, answer: str, *, key: str | None = None, eos: bool | None = None) -> Example:
+    def example(
+        self, prompt: str, answer: str, *, key: str | None = None, place: int | None = None, eos: bool | None = None
+    ) -> Example:
         """Prompt and answer together; `eos` overrides the layout's own setting.
 
-        With `key`, a span of the answer, only that span counts as the answer: what lies before it belongs to
-        the question, and what comes after it is left out.
+        With `key`, a span of the answer (at `place`, else where it first stands), only that span counts as the answer:
+        what lies before it belongs to the question, and what comes after it is left out.
         """
         before = self.prompt(prompt)
+        if not before:
+            raise InputError(f"the prompt {prompt!r} with the answer {answer!r} has no tokens")
         after = self._answer(answer)
         if not after:
             raise InputError(f"the answer {answer!r} to {prompt!r} has no tokens")
         if key is not None and key != answer:
-            first, last = self._span(answer, key, after)
+            first, last = self._span(answer, key, answer.index(key) if place is None else place, after)
             return Example((*before, *after[:last]), len(before) + first, len(before) + last)
         end = (int(self.tokenizer.eos_token_id),) if (self.eos if eos is None else eos) else ()
         return Example((*before, *after, *end), len(before), len(before) + len(after))
 
     def _answer(self, answer: str) -> tuple[int, ...]:
-        return self._ids(f" {answer}" if self.template == "plain" else answer)
+        if self.template != "plain":
+            return self._ids(answer)
+        # Some tokenizers (SentencePiece's) put the space before every text themselves; a second one would be a word.
+        joined = self._ids("a a")
+        adds_space = joined != self._ids("a") + self._ids(" a") and joined == self._ids("a") * 2
+        return self._ids(answer if adds_space else f" {answer}")
 
-    def _span(self, answer: str, key: str, whole: tuple[int, ...]) -> tuple[int, int]:
+    def _span(self, answer: str, key: str, place: int, whole: tuple[int, ...]) -> tuple[int, int]:
         """The tokens of `whole` that carry the key: those after what they share with the text before it."""
-        place = answer.index(key)
         first = _shared(whole, self._answer(answer[:place].rstrip()) if place else ())
         return first, max(first + 1, _shared(whole, self._answer(answer[: place + len(key)])))
 

@@ -7,7 +7,7 @@ and the same sentence with only the key span swapped as the new one, so that onl
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dft_cluster.facts.fact import Fact
@@ -29,6 +29,8 @@ class Pair:
     key_old: str
     key_new: str
     kind: Literal["given", "swapped", "short"]
+    place: int = field(default=0, compare=False)
+    """Where both keys begin; up to there the two answers are the same."""
 
 
 def given(facts: Iterable[Fact]) -> list[Pair]:
@@ -57,7 +59,7 @@ def _within(fact: Fact, sentence: str) -> Pair:
         swapped += sentence[end:start] + key
         end = stop
     key_old = sentence[slice(*spans[0])]
-    return Pair(fact.id, fact.prompt, sentence, swapped + sentence[end:], key_old, keys[0], "swapped")
+    return Pair(fact.id, fact.prompt, sentence, swapped + sentence[end:], key_old, keys[0], "swapped", spans[0][0])
 
 
 def _spans(fact: Fact, sentence: str) -> list[tuple[int, int]]:

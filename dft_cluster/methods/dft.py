@@ -28,7 +28,7 @@ from dft_cluster.arithmetic.selection import (
     find_cuts,
 )
 from dft_cluster.errors import InputError
-from dft_cluster.methods.job import Job, RoundRefusedError, Outcome
+from dft_cluster.methods.job import Job, Outcome, RoundRefusedError, refuse_lost_losses
 from dft_cluster.models.structure import Parameter
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
@@ -70,6 +70,11 @@ class Dft:
             new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
 
         clock = _Clock()
+        try:
+            refuse_lost_losses(number, old=old, new=new)
+        except RoundRefusedError:
+            team.everyone.call(Rank.restore_start)
+            raise
         surveys = _meet(team)
         _refuse_broken(team, job, surveys, number)
         clock.lap("exchange")

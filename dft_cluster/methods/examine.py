@@ -43,11 +43,12 @@ class Examiner:
         """The argmax tokens of every locality probe, now."""
         return self._locality(self._ask(team))
 
-    def baseline(self, team: Team) -> None:
-        """Remembers what θ says before the first round."""
-        self.before = self._locality(self._ask(team))
-        if self._decodes:
-            self.said_before = self._speak(team)
+    def baseline(self, team: Team) -> dict[str, Any]:
+        """Remembers what θ says before the first round, and gives round 0's figures."""
+        said = self._ask(team)
+        self.before = self._locality(said)
+        self.said_before = self.speak(team)
+        return self._figures(said) | self.spoken(self.said_before)
 
     def remembered(self) -> dict[str, Any]:
         return {"before": self.before, "said_before": self.said_before, "own": self.own}
@@ -58,15 +59,18 @@ class Examiner:
 
     def measure(self, team: Team, *, decode: bool) -> tuple[dict[str, Any], dict[int, str]]:
         """A round's figures, and with `decode` what the model said to the prompts."""
-        said = self._ask(team)
+        figures = self._figures(self._ask(team))
+        texts = self.speak(team) if decode else {}
+        return figures | self.spoken(texts), texts
+
+    def _figures(self, said: Sequence[Said]) -> dict[str, Any]:
         figures = scores.teacher_forced(self.asked, said, self.before)
         if self.own:
             figures["locality_of_model"] = scores.agreement(zip(self._locality(said), self.own, strict=True))
         figures["protocol"] = self.protocol
         if self._likelihood:
             figures["likelihood"] = scores.likelihood(self.asked, said)
-        texts = self.speak(team) if decode else {}
-        return figures | self.spoken(texts), texts
+        return figures
 
     def speak(self, team: Team) -> dict[int, str]:
         """What the model answers freely, by probe; nothing where the generated protocol is off."""

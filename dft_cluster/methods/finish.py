@@ -25,28 +25,20 @@ class Overlay:
 
     def __init__(self, folder: Folder, parameters: Sequence[Parameter], parts: Sequence[Part]) -> None:
         self._folder, self._parts = folder, parts
-        self._by_name = {p.saved: p for p in parameters}
+        self._by_name = {name: p for p in parameters for name in (p.saved, *p.copies)}
 
     def __call__(self, name: str) -> torch.Tensor | None:
-        """The new tensor: the fp32 master cast to the file's dtype; None for one that no run updates."""
+        """The new tensor: the fp32 master cast to the file's dtype; None for one that no run updates.
+
+        A second copy of a tied weight in the files follows the first.
+        """
         parameter = self._by_name.get(name)
         if parameter is None:
-            return self._tied(name)
+            return None
         master = self._folder.flat(name, 0, parameter.numel).float()
         for part in self._parts:
             part.overlay(parameter.index, 0, master)
         return master.to(self._folder.dtype(name)).reshape(parameter.shape)
-
-    def _tied(self, name: str) -> torch.Tensor | None:
-        """A second copy of a tied weight in the file follows the first."""
-        mine = self._folder.entry(name)
-        for twin in self._by_name:
-            entry = self._folder.entry(twin)
-            if (entry.shape, entry.dtype) == (mine.shape, mine.dtype) and mine.numel:
-                here, there = self._folder.bits(name, 0, mine.numel), self._folder.bits(twin, 0, mine.numel)
-                if (here == there).all():
-                    return self(twin)
-        return None
 
 
 def make_patch(

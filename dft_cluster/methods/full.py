@@ -5,7 +5,7 @@ fine-tune of n times as many epochs, looked at in between.
 """
 
 from dft_cluster.errors import InputError
-from dft_cluster.methods.job import Job, Outcome
+from dft_cluster.methods.job import Job, Outcome, refuse_lost_losses
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
 
@@ -22,4 +22,5 @@ class Full:
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:
         new, *_ = team.everyone.call(Rank.fine_tune, job.new, job.pad, number, "new")
+        refuse_lost_losses(number, new=new)
         return Outcome({"new": new.losses}, {"new": new.tokens}, {"new": new.seconds})

@@ -1,5 +1,6 @@
 """What a method works on, and what it reports of a round."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ from dft_cluster.config import Config
 from dft_cluster.facts.layout import Example
 from dft_cluster.models.structure import Parameter
 from dft_cluster.ranks.team import Team
+from dft_cluster.training.engine import FineTune
 
 
 @dataclass(frozen=True)
@@ -64,4 +66,15 @@ class Method(Protocol):
 
 
 class RoundRefusedError(RuntimeError):
-    """A round cannot be done as asked (a NaN in a delta, nothing to select); θ is as it was before the round."""
+    """A round cannot be done as asked (a NaN, nothing to select); the round before it stands."""
+
+
+def refuse_lost_losses(number: int, **tuned: FineTune) -> None:
+    """A loss that is no number: DeepSpeed then skips steps, and what comes out was not trained."""
+    for side, one in tuned.items():
+        lost = next((step for step, loss in enumerate(one.losses, 1) if not math.isfinite(loss)), None)
+        if lost is not None:
+            raise RoundRefusedError(
+                f"round {number}: the loss of the {side} answers is {one.losses[lost - 1]} in step {lost}; the round before it "
+                "stands. Right would be a smaller train.lr, train.clip=1.0 or train.precision=fp32"
+            )

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +59,8 @@ def read_facts(config: Config, given: Sequence[Fact] | None = None) -> tuple[lis
         given = reading.facts
         notes += reading.notes
     cleaned = clean(given)
+    if not cleaned.facts:
+        raise InputError("\n".join(["no facts are left to change", *notes, *cleaned.report().splitlines()]))
     notes += cleaned.report().splitlines()
     chosen, more = choose(cleaned.facts, facts.limit, facts.seed)
     return chosen, notes + more
@@ -68,21 +71,29 @@ def prepare(config: Config, given: Sequence[Fact] | None = None) -> Prepared:
     problems: list[str] = []
     facts: list[Fact] = []
     notes: list[str] = []
-    try:
+    weights: list[Parameter] = []
+    folder, layout = Path(), None
+    method = METHODS[config.method.name]()
+    with _noted(problems, "facts: "):
         facts, notes = read_facts(config, given)
-    except InputError as error:
-        problems.append(f"facts: {error}")
-    try:
+    with _noted(problems):
         folder = resolve(config.model)
+        with _noted(problems):
+            layout = _layout(folder, config)
         weights = parameters(folder, config.model.trust_remote_code)
-        layout = _layout(folder, config)
-        method = METHODS[config.method.name]()
         method.check(Job(config, weights, [], [], 0))
-    except InputError as error:
-        problems.append(str(error))
-    if problems:
+    if problems or layout is None:
         raise InputError("\n".join(problems))
     return Prepared(config, facts, notes, folder, weights, layout, method)
+
+
+@contextmanager
+def _noted(problems: list[str], place: str = "") -> Iterator[None]:
+    """Keeps a problem and goes on with the next check."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(f"{place}{error}")
 
 
 def _layout(folder: Path, config: Config) -> Layout:

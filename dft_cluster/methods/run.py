@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dft_cluster.config import Config
 from dft_cluster.errors import InputError
 from dft_cluster.facts.layout import Example
 from dft_cluster.facts.pairs import Pair, generated, given
@@ -20,6 +19,7 @@ from dft_cluster.patch.folder import Folder
 from dft_cluster.ranks.rank import Rank, Source
 from dft_cluster.ranks.team import Team
 from dft_cluster.runs.console import Console
+from dft_cluster.runs.parts import Written
 from dft_cluster.runs.record import Record
 from dft_cluster.runs.report import RunData, render
 from dft_cluster.runs.track import Tracker
@@ -112,10 +112,7 @@ class _Run:
         self._useful(lambda: self.team.everyone.call(Rank.fine_tune, examples, self.prepared.layout.pad, 0, "warm-up", epochs))
         storage = self.record.storage
         storage.make("checkpoints/warm-up")
-        written = self.team.new.each(
-            Rank.write_part,
-            [(storage.uri, f"checkpoints/warm-up/rank-{i:05d}.safetensors", False) for i in range(self.team.new.size)],
-        )
+        written = self._write_parts("checkpoints/warm-up", sparse=False)
         self.console.phase("writing the warmed model to base/")
         finish.write_base(self.prepared.folder, self.prepared.parameters, storage, [part.name for part in written])
         storage.remove("checkpoints/warm-up")
@@ -125,6 +122,11 @@ class _Run:
         self.source = _base_source(self.record)
         self.team.everyone.call(Rank.load, self.source)
         return own
+
+    def _write_parts(self, folder: str, *, sparse: bool) -> list[Written]:
+        """Every rank that holds the new θ writes its own part."""
+        names = [f"{folder}/rank-{i:05d}.safetensors" for i in range(self.team.new.size)]
+        return self.team.new.each(Rank.write_part, [(self.record.storage.uri, name, sparse) for name in names])
 
     def _pairs(self) -> list[Pair]:
         """The training answers; where the model's own sentences are asked for, they are asked once and kept."""
@@ -168,30 +170,23 @@ class _Run:
         self.examiner.own = own or []
         self.console.phase("measuring the model before the first round")
         began = time.perf_counter()
-        self._useful(lambda: self.examiner.baseline(self.team))
+        figures = self._useful(lambda: self.examiner.baseline(self.team))
         storage.write_json("baseline.json", self.examiner.remembered())
-        figures, _ = self._useful(lambda: self.examiner.measure(self.team, decode=False))
-        if self.examiner.said_before:
-            figures |= self.examiner.spoken(self.examiner.said_before)
         self._add({"round": 0, **figures, "seconds": {"evaluate": time.perf_counter() - began}, "memory": self._memory()})
 
     def _round(self, number: int) -> None:
         self.console.phase(f"round {number}")
         method, checkpoints = self.prepared.method, self.record.checkpoints
-        began = time.perf_counter()
         outcome = method.round(self.team, self.job, number)
         self.useful += outcome.training
         lap = time.perf_counter()
         folder = checkpoints.begin(number)
-        parts = self.team.new.each(
-            Rank.write_part,
-            [(self.record.storage.uri, f"{folder}/rank-{i:05d}.safetensors", not method.alone) for i in range(self.team.new.size)],
-        )
+        parts = self._write_parts(folder, sparse=not method.alone)
         checkpoints.commit(number, parts, alone=method.alone, outcome=outcome.line())
         outcome.seconds["checkpoint"] = time.perf_counter() - lap
-        self._tell(number, outcome, time.perf_counter() - began)
+        self._tell(number, outcome)
 
-    def _tell(self, number: int, outcome: Outcome, took: float = 0.0) -> None:
+    def _tell(self, number: int, outcome: Outcome) -> None:
         """Measures θ where it is due, and writes the round's line."""
         figures: dict[str, Any] = {}
         if number % self.config.evaluate.every == 0 or number == self.config.method.rounds:
@@ -229,7 +224,7 @@ class _Run:
             base, self.prepared.parameters, storage, record.checkpoints.chain(kept),
             finish.patch_metadata(self.config, record.identity, kept, line),
         )  # fmt: skip
-        final = self._final(kept, line, patch, base)
+        final = self._final(kept, patch, base)
         elapsed = time.perf_counter() - self.began
         result = {
             "stop_reason": reason,
@@ -248,7 +243,7 @@ class _Run:
         self.console.say(f"stopped: {reason}; kept round {kept}; {storage.uri}")
         return result
 
-    def _final(self, kept: int, line: dict[str, Any], patch: Path, base: Path) -> dict[str, Any]:
+    def _final(self, kept: int, patch: Path, base: Path) -> dict[str, Any]:
         """Measures what the patch makes of the base: exactly the model that is shipped."""
         storage = self.record.storage
         files = Folder(base)

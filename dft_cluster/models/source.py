@@ -31,6 +31,8 @@ def resolve(model: ModelSettings) -> Path:
         if not file.is_file():
             raise InputError(f"model.gguf: no file {model.gguf!r} in {folder}")
         return dequantized(file)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.name: no config.json in {folder}; right would be a folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
         other = sorted(file.name for file in folder.glob("*.bin"))
         hint = f" (only {other[0]}, a pickle, which is never loaded: save it as safetensors first)" if other else ""
@@ -49,7 +51,7 @@ def embedded_gguf() -> Path:
 
 def _download(model: ModelSettings) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *([model.gguf] if model.gguf else [])]
     if model.trust_remote_code:
@@ -57,16 +59,17 @@ def _download(model: ModelSettings) -> Path:
     try:
         return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first, *_ = str(error).splitlines() or ["no reason given"]
         raise InputError(
             f"model.name: {model.name!r} is no folder here, and the hub did not give it ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); right would be a folder, a hub id that this machine can reach, or {EMBEDDED}"
+            f"{first}); right would be a folder, a hub id that this machine can reach, or {EMBEDDED}"
         ) from error
 
 
 def dequantized(gguf: Path) -> Path:
     """The fp32 Hugging Face folder of a GGUF file, made once and kept by content."""
     target = cache_folder() / f"{gguf.stem}-{_digest(gguf)}"
-    if (target / "model.safetensors").is_file():
+    if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
@@ -75,7 +78,7 @@ def dequantized(gguf: Path) -> Path:
         try:
             making.rename(target)
         except OSError:  # another process was first; its bits are the same
-            if not (target / "model.safetensors").is_file():
+            if not target.is_dir():
                 raise
     finally:
         shutil.rmtree(making, ignore_errors=True)

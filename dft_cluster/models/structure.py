@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from dft_cluster.errors import InputError
 from dft_cluster.patch.folder import Folder
+
+_BLOCK = 1 << 22
 
 Kind = Literal["mlp", "attention", "norm", "embedding", "head", "other"]
 
@@ -24,6 +27,8 @@ class Parameter:
     numel: int
     layer: int | None
     kind: Kind
+    copies: tuple[str, ...] = ()
+    """Further tensors of the files that hold the same weight: tied weights that were saved twice."""
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -66,21 +71,24 @@ def parameters(folder: Path, trust_remote_code: bool = False) -> list[Parameter]
     """
     model = skeleton(folder, trust_remote_code)
     files = Folder(folder)
-    prefix = getattr(model, "base_model_prefix", "")
+    whole, converted = _saved_names(model, files)
     owners = _owners(model)
     found: list[Parameter] = []
     problems: list[str] = []
     for index, (name, weight) in enumerate(model.named_parameters()):
-        saved = next((s for s in _saved_names(name, owners[id(weight)], prefix) if s in files), None)
+        saved, *copies = [whole[n] for n in owners[id(weight)] if n in whole] or [None]
         if saved is None:
-            problems.append(f"{name} {tuple(weight.shape)} is in no file")
+            made = converted.get(name)
+            problems.append(f"{name} {tuple(weight.shape)} is {f'made out of {made} and others' if made else 'in no file'}")
+        elif (odd := next((c for c in copies if not _same(files, saved, c)), None)) is not None:
+            problems.append(f"{name} is tied, but its copies {saved} and {odd} in the files differ")
         elif tuple(files.shape(saved)) != tuple(weight.shape):
             problems.append(f"{name} is {tuple(weight.shape)} in the model and {tuple(files.shape(saved))} in the file")
         elif not files.dtype(saved).is_floating_point or files.dtype(saved).itemsize not in (2, 4):
             problems.append(f"{name} is stored as {files.dtype(saved)}")
         else:
             layer, kind = _place(model, name, weight)
-            found.append(Parameter(index, name, saved, tuple(weight.shape), weight.numel(), layer, kind))
+            found.append(Parameter(index, name, saved, tuple(weight.shape), weight.numel(), layer, kind, tuple(copies)))
     if problems:
         raise InputError(
             f"model.name: the saved tensors of {folder} do not map one to one onto the loaded parameters, so no patch "
@@ -98,14 +106,37 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _saved_names(name: str, names: list[str], prefix: str) -> list[str]:
-    """A file may leave the base model's prefix out, as GPT-2's does."""
-    every = [name, *names]
-    return every + [n.removeprefix(f"{prefix}.") for n in every if prefix]
+def _saved_names(model: Any, files: Folder) -> tuple[dict[str, str], dict[str, str]]:
+    """Which saved tensor each parameter is, by the rules that transformers loads with (a prefix left out, a renamed
+    head); and apart from these, one saved tensor of each parameter that is put together or rearranged in loading."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    state = model.state_dict()
+    whole: dict[str, str] = {}
+    converted: dict[str, str] = {}
+    for saved in files.names:
+        name, conversion = rename_source_key(saved, renamings, converters, model.base_model_prefix, state)
+        if name not in state and saved in state:
+            name, conversion = saved, None
+        (whole if conversion is None else converted).setdefault(name, saved)
+    return whole, converted
+
+
+def _same(files: Folder, one: str, other: str) -> bool:
+    """Whether two saved tensors are alike to the bit."""
+    here, there = files.entry(one), files.entry(other)
+    return (here.dtype, here.shape) == (there.dtype, there.shape) and all(
+        np.array_equal(files.bits(one, at, min(at + _BLOCK, here.numel)), files.bits(other, at, min(at + _BLOCK, here.numel)))
+        for at in range(0, here.numel, _BLOCK)
+    )
 
 
 def _place(model: Any, name: str, weight: nn.Parameter) -> tuple[int | None, Kind]:
-    """Layer number and kind. A layer is an item of the longest list of blocks."""
+    """Layer number and kind. A layer is an item of the longest list of blocks that lies in no other list."""
     match = re.match(rf"{re.escape(_blocks(model))}\.(\d+)\.(.+)", name)
     layer = int(match[1]) if match else None
     if weight.ndim == 1 and not name.endswith("bias"):
@@ -126,5 +157,6 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
 
 
 def _blocks(model: nn.Module) -> str:
-    lists = [(len(m), -len(n), n) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    return max(lists)[2] if lists else "\0"
+    lists = {n: len(m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    outer = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
+    return max(outer, key=lambda n: (lists[n], -len(n))) if outer else "\0"

@@ -37,7 +37,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def syncing() -> Iterator[Callable[[BinaryIO], None]]:
-    """Gives `sync(file)`: what it holds so far goes to the disk in another thread; at the end all is there."""
+    """Gives `sync(file)`: what it holds goes to the disk in another thread; at the end all is there."""
     started: list[Future[None]] = []
     with ThreadPoolExecutor(1) as helper:
 

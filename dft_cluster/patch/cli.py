@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dft_cluster.patch.apply import apply, revert
 from dft_cluster.patch.compose import compose
-from dft_cluster.patch.inspect import inspect, lines
+from dft_cluster.patch.inspect import inspect, lines, printable
 from dft_cluster.patch.make import diff
 from dft_cluster.patch.merge import RULES
 from dft_cluster.patch.plot import plot
@@ -98,10 +98,10 @@ def _verify(given: argparse.Namespace) -> int:
     verdict = verify(given.patch, given.model)
     print(f"{given.model} is {'neither base nor patched' if verdict.state == 'neither' else verdict.state}")
     print(f"fingerprint {verdict.fingerprint}")
-    print(f"first tensor unlike the base: {verdict.unlike_base or 'none'}")
-    print(f"first tensor unlike the patched model: {verdict.unlike_patched or 'none'}")
+    print(f"first tensor unlike the base: {printable(verdict.unlike_base or 'none')}")
+    print(f"first tensor unlike the patched model: {printable(verdict.unlike_patched or 'none')}")
     if verdict.detail:
-        print(verdict.detail)
+        print(printable(verdict.detail))
     return 1 if verdict.state == "neither" else 0
 
 

@@ -10,7 +10,13 @@ from dft_cluster.errors import InputError
 from dft_cluster.patch import record
 from dft_cluster.patch.atomic import new_file
 from dft_cluster.patch.encoding import encode
-from dft_cluster.patch.fingerprint import Block, block_digest, blocks, fingerprint, tensor_digest
+from dft_cluster.patch.fingerprint import (
+    Block,
+    block_digest,
+    blocks,
+    fingerprint,
+    tensor_digest,
+)
 from dft_cluster.patch.folder import Folder
 from dft_cluster.patch.header import DTYPES
 from dft_cluster.patch.merge import RULES, Values, beside, stacked

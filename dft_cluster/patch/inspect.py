@@ -13,7 +13,7 @@ from dft_cluster.patch.stack import Link
 Key = TypeVar("Key", bound=Hashable)
 
 NO_LAYER = "-"
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)([0-9]{1,6})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +91,22 @@ def lines(seen: Inspection) -> Iterator[str]:
     yield f"base        {seen.base_fingerprint}"
     yield f"result      {seen.result_fingerprint or 'not known (composed without its base)'}"
     for key, value in sorted(seen.metadata.items()):
-        yield f"{_printable(key):<11} {_printable(value)}"
+        yield f"{printable(key):<11} {printable(value)}"
     for level, link in enumerate(seen.chain):
-        yield f"{'chain' if level == 0 else '':<11} {level + 1}. {_printable(str(link))}"
+        yield f"{'chain' if level == 0 else '':<11} {level + 1}. {printable(str(link))}"
     yield f"changed     {_counted(seen.total)}"
     for title, counts in (("layer", seen.by_layer), ("module kind", seen.by_kind)):
         yield f"by {title}:"
         width = max(map(len, counts), default=0)
         for key, count in counts.items():
-            yield f"  {_printable(key):<{width}}  {_counted(count)}"
+            yield f"  {printable(key):<{width}}  {_counted(count)}"
 
 
 def _counted(count: Count) -> str:
     return f"{count.changed} of {count.elements} ({count.share:.4%})"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names and metadata are another's text: no control characters on the user's terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 

@@ -13,11 +13,17 @@ from typing import BinaryIO
 import numpy as np
 
 from dft_cluster.patch.atomic import syncing
-from dft_cluster.patch.fingerprint import Block, block_digest, blocks, combine, count_blocks, tensor_digest
+from dft_cluster.patch.fingerprint import (
+    Block,
+    block_digest,
+    blocks,
+    combine,
+    count_blocks,
+    tensor_digest,
+)
 from dft_cluster.patch.folder import Folder
 from dft_cluster.patch.parallel import ordered
 from dft_cluster.patch.reader import Patch
-
 
 SYNC_EVERY = 64 << 20
 

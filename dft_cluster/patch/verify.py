@@ -7,7 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from dft_cluster.patch.fingerprint import Block, block_digest, blocks, combine, fingerprint, tensor_digest
+from dft_cluster.patch.fingerprint import (
+    Block,
+    block_digest,
+    blocks,
+    combine,
+    fingerprint,
+    tensor_digest,
+)
 from dft_cluster.patch.folder import Folder
 from dft_cluster.patch.parallel import ordered
 from dft_cluster.patch.reader import Patch

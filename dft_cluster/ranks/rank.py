@@ -3,7 +3,6 @@
 import resource
 import socket
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from dft_cluster.arithmetic.selection import Bracket, Cut, Tally
 from dft_cluster.config import ClusterSettings, ModelSettings, TrainSettings
-from dft_cluster.errors import InputError
 from dft_cluster.evaluation.decode import Said, forced, greedy
 from dft_cluster.facts.layout import Example
 from dft_cluster.models.source import resolve
@@ -24,7 +22,7 @@ from dft_cluster.runs import parts
 from dft_cluster.runs.parts import Part, Stored, Written
 from dft_cluster.runs.storage import Storage
 from dft_cluster.training.core import Core, Survey
-from dft_cluster.training.engine import Engine, FineTune, Place, join
+from dft_cluster.training.engine import Engine, FineTune, Place, join, leave
 from dft_cluster.training.exchange import Pair
 from dft_cluster.training.shards import Fragment
 
@@ -47,6 +45,7 @@ class Rank:
         self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="dft-")))
         self._progress: tuple[str, int, int, float] = ("start", 0, 0, 0.0)
         self._pair: Pair | None = None
+        self._core: Core | None = None
 
     def where(self) -> tuple[str, int]:
         """This node's address, with a port that is free."""
@@ -69,7 +68,7 @@ class Rank:
         self._engine = Engine(self._folder(source), train, place, source.model.trust_remote_code)
         self.load(source)
         kept_on = self._engine.device if cluster.buffers == "device" else torch.device("cpu")
-        self._kept_on, self._core = kept_on, None
+        self._kept_on = kept_on
         return sum(fragment.length for fragment in self._engine.fragments)
 
     def meet(self, name: str, address: str, port: int, side: int, timeout: float) -> None:
@@ -142,14 +141,12 @@ class Rank:
         if self._pair is not None:
             self.core.send_core(self._pair)
         self._engine.push()
-        self._engine.forget()
         return kept
 
     def receive_core(self) -> None:
         assert self._pair is not None
         self.core.receive_core(self._pair)
         self._engine.push()
-        self._engine.forget()
 
     def write_part(self, uri: str, name: str, sparse: bool) -> Written:
         """This rank's part of the round: the core's elements alone, or all of θ with the optimizer's state."""
@@ -233,8 +230,8 @@ class Rank:
 
     def leave(self) -> None:
         """Leaves the world; the process may then end."""
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        self._pair = None
+        leave()
         self._stack.close()
 
     def _folder(self, source: Source) -> Path:

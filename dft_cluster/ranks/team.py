@@ -7,13 +7,12 @@ from dft_cluster.ranks.rank import Rank
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Answers = TypeVar("Answers", covariant=True)
 
 
-class Pending(Protocol[Answers]):
+class Pending(Protocol[T]):
     """Calls under way; `wait` gives every rank's answer, in rank order."""
 
-    def wait(self) -> list[Answers]: ...
+    def wait(self) -> list[T]: ...
 
 
 class Group(Protocol):
@@ -45,9 +44,14 @@ class Group(Protocol):
 class Team(Protocol):
     """The old group, the new group (with one group both are the same), and everyone."""
 
-    old: Group
-    new: Group
-    everyone: Group
+    @property
+    def old(self) -> Group: ...
+
+    @property
+    def new(self) -> Group: ...
+
+    @property
+    def everyone(self) -> Group: ...
 
     @property
     def paired(self) -> bool:

@@ -56,8 +56,9 @@ class Checkpoints:
         for number in range(1, 1 + len(self.run.folders("checkpoints")) + 1):
             one = self._read(number)
             if isinstance(one, str):
-                if self.run.exists(self.folder(number)):
-                    self.notes.append(f"the checkpoint of round {number} is left aside: {one}; round {number - 1} is used")
+                note = f"the checkpoint of round {number} is left aside: {one}; round {number - 1} is used"
+                if self.run.exists(self.folder(number)) and note not in self.notes:
+                    self.notes.append(note)
                 break
             found.append(one)
         return found
@@ -70,15 +71,18 @@ class Checkpoints:
         try:
             manifest = self.run.read_json(name)
             parts = [Written(p["name"], p["size"], p["sha256"]) for p in manifest["parts"]]
+            finished = Finished(manifest["round"], parts, manifest["alone"], manifest["outcome"])
         except (ValueError, KeyError, TypeError, ArrowInvalid) as error:
             return f"its manifest cannot be read ({error!r})"
+        if finished.number != number or not parts:
+            return f"its manifest is that of round {finished.number} with {len(parts)} parts"
         for part in parts:
             size = self.run.size(part.name)
             if size != part.size:
                 return f"{part.name} has {size} bytes where {part.size} were written"
             if self._digest(part.name) != part.sha256:
                 return f"{part.name} does not have the content that was written"
-        return Finished(number, parts, manifest["alone"], manifest["outcome"])
+        return finished
 
     def _digest(self, name: str) -> str:
         digest = hashlib.sha256()

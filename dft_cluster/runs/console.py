@@ -13,7 +13,7 @@ QUIET = 10.0  # seconds after which a plain log says that it is still waiting
 
 
 class Console:
-    """Speaks of phases as they happen. `ticks` is called while something is waited for."""
+    """Speaks of phases as they happen. `tick` is called while something is waited for."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._rich = Rich(highlight=False)
@@ -59,7 +59,8 @@ class Console:
         ]  # fmt: skip
         took = [b - a for a, b in zip(self._rounds_done, self._rounds_done[1:], strict=False)]
         left = f", at most {sum(took) / len(took) * (target - line['round']):.0f} s left" if took and line["round"] < target else ""
-        self.say(f"round {line['round']}: {', '.join(figures)} (token/exact %){left}")
+        told = f"{', '.join(figures)} (token/exact %)" if figures else "not measured"
+        self.say(f"round {line['round']}: {told}{left}")
 
     def close(self) -> None:
         self._end_live()

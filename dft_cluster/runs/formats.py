@@ -4,7 +4,7 @@ import html
 import math
 from typing import Any
 
-NOTHING = "–"  # noqa: RUF001 - an en dash is what a reader expects in an empty cell
+NOTHING = "–"
 
 
 def text(value: object) -> str:

@@ -1,6 +1,7 @@
 """A run's folder: what it is (config.json), what it measured (metrics.jsonl), and the rounds it finished."""
 
 import json
+import math
 from typing import Any
 
 from dft_cluster.config import Config
@@ -49,7 +50,10 @@ class Record:
         self.identity = self.storage.read_json("config.json")
         self._compare(identity)
         if self.storage.exists("metrics.jsonl"):
-            self.lines = [json.loads(line) for line in self.storage.read("metrics.jsonl").decode().splitlines() if _whole(line)]
+            said = self.storage.read("metrics.jsonl")
+            self.lines = [line for raw in said.splitlines() if (line := _whole(raw)) is not None]
+            if said and not said.endswith(b"\n"):  # or the next line would carry on the one that was cut short
+                self._write_lines()
 
     def refuse_if_never(self) -> None:
         if self.config.run.resume == "never" and self.exists:
@@ -59,7 +63,7 @@ class Record:
         """Refuses another config or other data, with the difference shown; notes what may change bits only."""
         before, now = self.identity["config"], self.config.to_json()
         changed = [
-            f"{section}.{key}: {before[section].get(key)!r} → {now[section].get(key)!r}"
+            f"{section}.{key}: {before.get(section, {}).get(key)!r} → {now[section][key]!r}"
             for section in now
             for key in now[section]
             if section not in FREE and before.get(section, {}).get(key) != now[section][key]
@@ -74,8 +78,20 @@ class Record:
                 f"{self.storage.uri} holds a run of another config; it cannot go on with this one (name another run, or "
                 "change back):\n" + "\n".join(f"  {line}" for line in changed)
             )
-        if before["cluster"]["ranks_per_group"] != now["cluster"]["ranks_per_group"] or before["cluster"]["threads"] != now["cluster"]["threads"]:
-            self.note(f"resumed with cluster {now['cluster']} after {before['cluster']}: bits may differ")
+        shape = ("ranks_per_group", "threads", "gpus_per_rank", *(("groups",) if self.config.method.name == "full" else ()))
+        differing = [
+            f"cluster.{key} {before['cluster'].get(key)} → {now['cluster'][key]}"
+            for key in shape
+            if before["cluster"].get(key) != now["cluster"][key]
+        ]
+        versions = self.identity.get("versions", {})
+        differing += [
+            f"{package} {versions.get(package)} → {version}"
+            for package, version in identity.get("versions", {}).items()
+            if versions.get(package) != version
+        ]
+        if differing:
+            self.note(f"resumed with {', '.join(differing)}: bits may differ")
 
     def note(self, text: str) -> None:
         """Something the report should say."""
@@ -90,21 +106,34 @@ class Record:
 
     def add(self, line: dict[str, Any]) -> None:
         """One more line of metrics."""
+        line = _sayable(line)
         self.lines.append(line)
-        self.storage.append("metrics.jsonl", json.dumps(line, ensure_ascii=False))
+        self.storage.append("metrics.jsonl", json.dumps(line, ensure_ascii=False, allow_nan=False))
 
     def keep_until(self, number: int) -> None:
         """Forgets what was said of rounds after `number`; they are done again."""
         kept = [line for line in self.lines if line.get("round", number + 1) <= number]
         if kept != self.lines or self.storage.exists("metrics.jsonl"):
             self.lines = kept
-            self.storage.write("metrics.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in kept).encode())
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        self.storage.write("metrics.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self.lines).encode())
 
 
-def _whole(line: str) -> bool:
+def _sayable(value: Any) -> Any:
+    """JSON has no word for NaN and infinity: null."""
+    if isinstance(value, dict):
+        return {key: _sayable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_sayable(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
     """A line cut short by a crash is none."""
     try:
-        json.loads(line)
+        said = json.loads(line)
     except ValueError:
-        return False
-    return True
+        return None
+    return said if isinstance(said, dict) else None

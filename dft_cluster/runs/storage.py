@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pyarrow import ArrowInvalid, fs
+from pyarrow import ArrowException, fs
 
 from dft_cluster.errors import InputError
 
@@ -19,17 +19,19 @@ class Storage:
         if "://" in uri:
             try:
                 self.system, self.root = fs.FileSystem.from_uri(uri)
-            except (ArrowInvalid, OSError) as error:
+            except (ArrowException, OSError) as error:
                 raise InputError(f"run.dir: {uri!r} cannot be opened: {error}; right would be an absolute folder or a storage URI") from error
         else:
-            self.system, self.root = fs.LocalFileSystem(), str(Path(uri).absolute())
+            self.system, self.root = fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+            self.uri = self.root  # the same folder for a process that runs elsewhere
         self.local = Path(self.root) if isinstance(self.system, fs.LocalFileSystem) else None
 
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def below(self, name: str) -> "Storage":
-        return Storage(f"{self.uri.rstrip('/')}/{name}")
+        address, question, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return Storage(f"{address.rstrip('/')}/{name}{question}{options}")
 
     def exists(self, name: str) -> bool:
         return self.system.get_file_info(self.path(name)).type != fs.FileType.NotFound
@@ -100,7 +102,9 @@ class Storage:
         copy = scratch / name
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(self.path(name), str(copy), source_filesystem=self.system, destination_filesystem=fs.LocalFileSystem())
+            coming = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")  # a copy cut short must not pass for a whole one
+            fs.copy_files(self.path(name), str(coming), source_filesystem=self.system, destination_filesystem=fs.LocalFileSystem())
+            coming.replace(copy)
         return copy
 
     def put(self, source: Path, name: str) -> None:

@@ -55,7 +55,7 @@ class Tracker:
             values = {f"loss/{group}": each[at] for group, each in losses.items() if at < len(each)}
             self._run.log({**values, "step": self._steps + at})
         self._steps += max(map(len, losses.values()), default=0)
-        numbers = dict(_numbers({k: v for k, v in line.items() if k != "loss"}))
+        numbers: dict[str, Any] = dict(_numbers({k: v for k, v in line.items() if k != "loss"}))
         landed = line.get("core", {}).get("by_layer")
         if landed:
             columns = list(landed[0])

@@ -15,7 +15,7 @@ from dft_cluster.arithmetic import selection
 from dft_cluster.arithmetic.contrast import all_finite, contrast
 from dft_cluster.arithmetic.selection import Bracket, Cut, Piece, Tally
 from dft_cluster.training import exchange
-from dft_cluster.training.exchange import Pair, chunks, scatter
+from dft_cluster.training.exchange import Pair, chunks, gather, scatter
 from dft_cluster.training.shards import Fragment
 
 
@@ -108,11 +108,14 @@ class Core:
             master, start = fragment.of(self.masters), fragment.of(self.start)
             for keys, now, before in zip(*(t.split(selection.BLOCK) for t in (piece.keys, master, start)), strict=True):
                 mask, quota = selection.chosen(keys.cpu().numpy(), cut, quota)
-                moved = _gather(now, mask).sub_(_gather(before, mask)).mul_(scale).add_(_gather(before, mask))
+                places = np.flatnonzero(mask)
+                there = gather(before, places)
+                moved = gather(now, places).sub_(there).mul_(scale).add_(there)
                 now.copy_(before)
-                scatter(now, mask, moved)
-                keys.copy_(torch.from_numpy(mask))
-                kept[piece.parameter] = kept.get(piece.parameter, 0) + int(np.count_nonzero(mask))
+                scatter(now, places, moved)
+                keys.zero_()
+                scatter(keys, places, torch.ones(len(places), dtype=torch.int32))
+                kept[piece.parameter] = kept.get(piece.parameter, 0) + len(places)
         return kept
 
     def send_core(self, pair: Pair) -> None:
@@ -132,8 +135,3 @@ class Core:
             if f.buffer == number and bool(((bad >= f.offset) & (bad < f.offset + f.length)).any())
         }  # fmt: skip
 
-
-def _gather(values: Tensor, mask: np.ndarray) -> Tensor:
-    if values.device.type == "cpu":
-        return torch.from_numpy(values.numpy()[mask])
-    return values[torch.from_numpy(mask).to(values.device)]

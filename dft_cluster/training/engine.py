@@ -57,12 +57,22 @@ def join(place: Place) -> None:
         torch.set_num_threads(place.threads)
     if place.device == "cpu":
         _keep_freed_memory()
+    os.environ.setdefault("DS_ACCELERATOR", place.device)
     import deepspeed
     import deepspeed.ops
 
     if place.device == "cpu":
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
     deepspeed.init_distributed("nccl" if place.device == "cuda" else "gloo", verbose=False)
+
+
+def leave() -> None:
+    """Leaves the world for good, so that this process could join another."""
+    import deepspeed.comm.comm
+
+    if torch.distributed.is_initialized():
+        deepspeed.comm.destroy_process_group()
+        deepspeed.comm.comm.cdb = None  # DeepSpeed would take the next world for the one just left
 
 
 def _keep_freed_memory() -> None:
@@ -73,6 +83,13 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, -1)
+
+
+def _give_back_freed_memory() -> None:
+    """Hands back what a fine-tune freed, lest the next phase's needs come on top of it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def deepspeed_config(train: TrainSettings, world: int, device: str = "cpu") -> dict[str, Any]:
@@ -111,6 +128,10 @@ def deepspeed_config(train: TrainSettings, world: int, device: str = "cpu") -> d
     }
 
 
+def _unwatched(_done: int, _total: int, _loss: float) -> None:
+    """Nobody looks on."""
+
+
 class Engine:
     """One rank's model, optimizer and view of its fp32 masters.
 
@@ -120,7 +141,7 @@ class Engine:
     def __init__(self, folder: Path, train: TrainSettings, place: Place, trust_remote_code: bool = False) -> None:
         import deepspeed
         from transformers import AutoModelForCausalLM
-        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         self.train, self.place, self.stage = train, place, train.zero_stage
         settings = deepspeed_config(train, place.world, place.device)
@@ -169,7 +190,7 @@ class Engine:
         round_: int,
         *,
         epochs: int | None = None,
-        watch: Callable[[int, int, float], None] = lambda done, total, loss: None,
+        watch: Callable[[int, int, float], None] = _unwatched,
     ) -> FineTune:
         """Trains θ in place on the group's facts.
 
@@ -206,6 +227,8 @@ class Engine:
             self.steps_done += 1
             watch(number + 1, total, float(losses[-1]))
         self._engine.eval()
+        if self.place.device == "cpu":
+            _give_back_freed_memory()
         return FineTune([float(loss) for loss in losses], tokens, time.perf_counter() - began)
 
     def _nll(self, batch: Batch) -> Tensor:

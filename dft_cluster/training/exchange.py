@@ -15,7 +15,7 @@ class Pair:
     """A process group of two: 0 is the old group's rank, 1 the new group's."""
 
     def __init__(self, name: str, address: str, port: int, side: int, timeout: float) -> None:
-        from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+        from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
         wait = timedelta(seconds=timeout)
         store = TCPStore(address, port, 2, is_master=side == 0, timeout=wait)
@@ -56,7 +56,7 @@ def receive_all(pair: Pair, into: Sequence[Tensor]) -> Iterator[tuple[int, int, 
     """Receives into buffers laid out like the sender's, and yields each chunk as it has come."""
     places = list(chunks(into))
     landing = [into[n][a:b] if into[n].device.type == "cpu" else torch.empty(b - a) for n, a, b in places[:1]]
-    work = pair.receive(landing[0]) if places else None
+    work: Any = pair.receive(landing[0]) if places else None
     for index, (number, start, stop) in enumerate(places):
         work.wait()
         arrived = landing.pop()
@@ -73,9 +73,9 @@ def send_sparse(pair: Pair, values: Sequence[Tensor], chosen: Sequence[Tensor]) 
     """Sends the elements of `values` where `chosen` is not 0: a bitmap and the packed elements of every chunk."""
     for number, start, stop in chunks(values):
         mask = chosen[number][start:stop].cpu().numpy() != 0
-        picked = values[number][start:stop].cpu().numpy()[mask]
+        picked = gather(values[number][start:stop], np.flatnonzero(mask)).cpu()
         bits = pair.send(torch.from_numpy(np.packbits(mask)))
-        elements = pair.send(torch.from_numpy(picked)) if len(picked) else None
+        elements = pair.send(picked) if len(picked) else None
         bits.wait()
         if elements is not None:
             elements.wait()
@@ -90,12 +90,19 @@ def receive_sparse(pair: Pair, into: Sequence[Tensor]) -> None:
         picked = torch.empty(int(np.count_nonzero(mask)))
         if picked.numel():
             pair.receive(picked).wait()
-            scatter(into[number][start:stop], mask, picked)
+            scatter(into[number][start:stop], np.flatnonzero(mask), picked)
 
 
-def scatter(target: Tensor, mask: np.ndarray, values: Tensor) -> None:
-    """target[mask] = values, in place."""
+def gather(values: Tensor, places: np.ndarray) -> Tensor:
+    """values[places], as a copy."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy().take(places))
+    return values[torch.from_numpy(places).to(values.device)]
+
+
+def scatter(target: Tensor, places: np.ndarray, values: Tensor) -> None:
+    """target[places] = values, in place."""
     if target.device.type == "cpu":
-        target.numpy()[mask] = values.numpy()
+        target.numpy()[places] = values.numpy()
     else:
-        target[torch.from_numpy(mask).to(target.device)] = values.to(target.device)
+        target[torch.from_numpy(places).to(target.device)] = values.to(target.device)

@@ -98,7 +98,7 @@ def test_a_misleading_first_bracket_costs_passes_and_never_exactness() -> None:
 def test_k_is_exact_decimal_arithmetic() -> None:
     assert count_to_keep(Decimal("0.29"), 100) == 29  # 0.29 * 100 is 28.999… in floats
     assert count_to_keep(Decimal("0.07"), 100) == 7
-    assert count_to_keep(Decimal("1"), 2**53 + 1) == 2**53 + 1
+    assert count_to_keep(Decimal(1), 2**53 + 1) == 2**53 + 1
     assert count_to_keep(Decimal("0.001"), 999) == 0
 
 

@@ -20,6 +20,7 @@ from dft_cluster.patch.inspect import place
         ("lm_head.weight", ("-", "lm_head")),
         ("0.weight", ("0", "weight")),
         ("7", ("-", "*")),
+        ("layers." + "9" * 5000 + ".weight", ("-", "layers.*")),
     ],
 )
 def test_places(name, wanted):
@@ -75,3 +76,12 @@ def test_names_from_elsewhere_harm_neither_terminal_nor_picture(save, tmp_path, 
     text = (tmp_path / "where.svg").read_text()
     assert "<script>" not in text
     assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert main(["patch", "verify", str(made.path), "--model", str(base)]) == 0
+    assert (
+        main(["patch", "apply", str(made.path), "--model", str(other), "--out", str(tmp_path / "out")]) == 2
+    )
+    assert (
+        main(["patch", "compose", str(made.path), str(made.path), "--rule", "sum", "--out", str(base)]) == 2
+    )
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err

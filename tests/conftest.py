@@ -1,0 +1,48 @@
+"""What the tests share: a tiny model made once, and one embedded Ray for those that need a cluster."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Set before the libraries that read them are loaded. No test may find a key or reach a hub.
+os.environ.update(
+    TORCHDYNAMO_DISABLE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", RAY_AUTH_MODE="disabled",
+    DS_ACCELERATOR="cpu", RAY_USAGE_STATS_ENABLED="0", HF_HUB_DISABLE_PROGRESS_BARS="1",
+)  # fmt: skip
+os.environ.pop("WANDB_API_KEY", None)
+os.environ.pop("RAY_ADDRESS", None)
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    if not DATA.is_dir():
+        pytest.skip("the real data sets are not there")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny
+
+    return tiny.model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny
+
+    return tiny.facts_file(tmp_path_factory.mktemp("facts"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """An embedded Ray for the whole session."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,245 @@
+"""Whole runs of the tiny model: the formula, the groups, the run directory, resuming."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from dft_cluster.errors import InputError
+from dft_cluster.methods.job import RoundRefusedError
+from dft_cluster.methods.prepare import prepare
+from dft_cluster.patch import Folder, apply, fingerprint, revert
+from dft_cluster.ranks.rank import Rank
+from dft_cluster.runs.parts import Part
+from tests.integration import runs
+
+
+class Crash(Exception):
+    """Stands for a driver that dies: raised out of the real loop wherever its console speaks."""
+
+
+def crash_at(words: str, times: int = 1) -> Any:
+    """A console that dies when it is told these words for the n-th time."""
+    left = [times]
+
+    def say(text: str) -> None:
+        if words in text:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Crash(text)
+
+    return say
+
+
+def test_a_round_is_the_formula(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """θ + λ·core from the whole run equals the same by brute force on deltas of two separate fine-tunes."""
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"top": 0.1, "rounds": 1, "scale": 0.7})
+    record = runs.alone(settings)
+    finetuned = {}
+    for side in ("old", "new"):
+        # Plain fine-tuning of the same answers in the same order is what each group does.
+        swapped = tmp_path / f"{side}.jsonl"
+        lines = [json.loads(line) for line in tiny_facts.read_text().splitlines()]
+        for line in lines:
+            if side == "old":
+                line["target_new"], line["target_old"] = line["target_old"], line["target_new"]
+        swapped.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        full = runs.config(tiny_model, swapped, tmp_path, method={"name": "full", "rounds": 1}, run={"name": f"full-{side}"},
+                           cluster={"groups": 1})  # fmt: skip
+        finetuned[side] = Part(tmp_path / f"full-{side}" / runs.alone(full).checkpoints.chain(1)[0][0])
+
+    base = Folder(tiny_model)
+    parameters = prepare(settings).parameters
+    start = [base.flat(p.saved, 0, p.numel).clone() for p in parameters]
+    tuned: dict[str, list[torch.Tensor]] = {}
+    for side, part in finetuned.items():
+        tuned[side] = [theta.clone() for theta in start]
+        for p, theta in zip(parameters, tuned[side], strict=True):
+            part.overlay(p.index, 0, theta)
+    theta = torch.cat(start)
+    new, old = torch.cat(tuned["new"]) - theta, torch.cat(tuned["old"]) - theta
+    conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
+    score = torch.where(conflict, (new - old).abs(), 0.0)
+    k = theta.numel() // 10
+    order = torch.sort(score, descending=True, stable=True).indices[:k]
+    expected = theta.clone()
+    expected[order] = theta[order] + new[order] * 0.7
+
+    part = Part(tmp_path / "dft" / record.checkpoints.chain(1)[0][0])
+    found = [one.clone() for one in start]
+    for p, one in zip(parameters, found, strict=True):
+        part.overlay(p.index, 0, one)
+    assert torch.equal(torch.cat(found), expected)
+    line = record.rounds[1]
+    assert line["core"]["kept"] == k == int((torch.cat(found) != theta).sum())
+    assert line["core"]["conflict_share"] == pytest.approx(float(conflict.double().mean()))
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_two_groups_give_the_bits_of_one(tiny_model: Path, tiny_facts: Path, tmp_path: Path, scope: str) -> None:
+    sections: dict[str, Any] = {"method": {"scope": scope, "top": 0.3, "rounds": 2, "of": "conflicts"}}
+    one = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, cluster={"groups": 1}, run={"name": "one"}, **sections))
+    two = runs.on_cluster(runs.config(tiny_model, tiny_facts, tmp_path, cluster={"groups": 2}, run={"name": "two"}, **sections))
+    for number in (1, 2):
+        assert runs.parts(one, number) == runs.parts(two, number)
+    for a, b in zip(one.rounds, two.rounds, strict=True):
+        for name in ("reliability", "generality", "locality", "still_old", "perplexity", "loss"):
+            assert a.get(name) == b.get(name)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_a_run_on_two_by_two_ranks_leaves_what_the_contract_names(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, stage: int, precision: str
+) -> None:
+    settings = runs.config(
+        tiny_model, tiny_facts, tmp_path, cluster={"ranks_per_group": 2}, train={"zero_stage": stage, "precision": precision},
+        warmup={"epochs": 2}, run={"export": True}, evaluate={"protocols": ["teacher_forced", "generated", "likelihood"]},
+        method={"rounds": 2},
+    )  # fmt: skip
+    record = runs.on_cluster(settings)
+    folder = tmp_path / "dft"
+    first, *_, last = record.rounds
+    assert first["locality"] == {"token": 100.0, "exact": 100.0}
+    assert [line["round"] for line in record.rounds] == [0, 1, 2]
+    assert {"old", "new", "exchange", "select", "apply", "evaluate", "checkpoint", "track"} <= set(last["seconds"])
+    assert set(last["memory"]) == {"old-0", "old-1", "new-0", "new-1"}
+    assert {"ES", "PS", "NS", "S"} == set(last["likelihood"])
+    assert len(last["loss"]["old"]) == len(last["loss"]["new"]) == 2 * 3
+    assert record.lines[-1]["stop_reason"] == "method.rounds=2 done"
+    assert "locality_of_model" in last
+
+    # The patch turns base/ into model/ and back, bit for bit; base/ is the warmed model, not the user's.
+    base, model = folder / "base", folder / "model"
+    assert record.identity["base"] == str(base)
+    assert fingerprint(base) != fingerprint(tiny_model)
+    assert apply(folder / "patch.safetensors", base, tmp_path / "again") == fingerprint(model)
+    assert revert(folder / "patch.safetensors", model, tmp_path / "back") == fingerprint(base)
+    # model/ holds the masters of the last round, and loads.
+    tensors = load_file(model / "model.safetensors")
+    live = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    assert torch.equal(dict(live.named_parameters())["model.norm.weight"], tensors["model.norm.weight"])
+    changed = sum(int((tensors[n] != load_file(base / "model.safetensors")[n]).sum()) for n in tensors)
+    kept = [line["core"]["kept"] for line in record.rounds[1:]]
+    assert max(kept) <= changed <= sum(kept)
+    assert "<svg" in (folder / "report.html").read_text()
+
+
+def test_keep_best_ends_with_the_best_round(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, converge={"keep": "best", "on": "token"}, method={"rounds": 4, "top": 0.5})
+    record = runs.alone(settings)
+    best = record.lines[-1]["best_round"]
+    score = [(line["reliability"]["token"], line["locality"]["token"]) for line in record.rounds]
+    assert score[best] == max(score[1:])
+    final = record.lines[-1]["final"]
+    assert (final["reliability"]["token"], final["locality"]["token"]) == score[best]
+    # The patch is that round's: its masters, laid over the base.
+    applied = tmp_path / "applied"
+    apply(tmp_path / "dft" / "patch.safetensors", tiny_model, applied)
+    base, result = Folder(tiny_model), Folder(applied)
+    for p in prepare(settings).parameters:
+        theta = base.flat(p.saved, 0, p.numel).clone()
+        for [name] in record.checkpoints.chain(best):
+            Part(tmp_path / "dft" / name).overlay(p.index, 0, theta)
+        assert torch.equal(result.flat(p.saved, 0, p.numel), theta)
+
+
+@pytest.mark.parametrize("method", ["dft", "full"])
+@pytest.mark.parametrize(("words", "times"), [("measuring", 1), ("round 1", 1), ("round 1", 2), ("round 3", 1), ("making the patch", 1)])
+def test_killed_and_resumed_ends_with_the_bits_of_one_never_killed(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, words: str, times: int
+) -> None:
+    sections: dict[str, Any] = {"warmup": {"epochs": 1}, "method": {"name": method}}
+    whole = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, run={"name": "same"}, **sections))
+    settings = runs.config(tiny_model, tiny_facts, tmp_path / "again", run={"name": "same"}, **sections)
+    with pytest.raises(Crash):
+        runs.alone(settings, crash_at(words, times))
+    resumed = runs.alone(settings)
+    assert [line["round"] for line in resumed.rounds] == [0, 1, 2, 3]
+    for number in (1, 2, 3):
+        assert runs.parts(resumed, number) == runs.parts(whole, number)
+    for a, b in zip(whole.rounds, resumed.rounds, strict=True):
+        for name in ("reliability", "generality", "locality", "generated", "perplexity", "loss"):
+            assert a.get(name) == b.get(name)
+    patches = [tmp_path / "same", tmp_path / "again" / "same"]
+    assert [load_bits(p / "patch.safetensors") for p in patches[:1]] == [load_bits(p / "patch.safetensors") for p in patches[1:]]
+
+
+def load_bits(file: Path) -> dict[str, list[Any]]:
+    return {name: tensor.tolist() for name, tensor in load_file(file).items()}
+
+
+def test_a_checkpoint_cut_short_is_left_aside_and_said(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path)
+    whole = runs.parts(runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "whole")), 3)
+    with pytest.raises(Crash):
+        runs.alone(settings, crash_at("round 3"))
+    part = tmp_path / "dft" / "checkpoints" / "round-0002" / "rank-00000.safetensors"
+    part.write_bytes(part.read_bytes()[:-100])
+    said: list[str] = []
+    record = runs.alone(settings, said.append)
+    assert any("checkpoint of round 2 is left aside" in line and "round 1 is used" in line for line in said)
+    assert any("round 2" in note for note in record.identity["notes"])
+    assert runs.parts(record, 3) == whole
+
+
+def test_a_finished_run_prints_its_result_and_another_config_is_refused(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1})
+    record = runs.alone(settings)
+    before = (tmp_path / "dft" / "metrics.jsonl").read_bytes()
+    said: list[str] = []
+    again = runs.alone(settings, said.append)
+    assert again.result == record.result
+    assert (tmp_path / "dft" / "metrics.jsonl").read_bytes() == before
+    assert any("is finished" in line for line in said)
+    with pytest.raises(InputError, match=r"method\.top: '0\.2' → '0\.3'"):
+        runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1, "top": 0.3}))
+    with pytest.raises(InputError, match=r"run\.resume is never"):
+        runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1}, run={"resume": "never"}))
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_nan_delta_stops_the_run_with_the_parameter_and_the_round(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, groups: int
+) -> None:
+    # One step a fine-tune, and a rate that is infinite in fp32: every loss is finite, the deltas are not.
+    train = {"lr": 1e39, "clip": 0, "batch": 8, "epochs": 1}
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, train=train, cluster={"groups": groups})
+    with pytest.raises(RoundRefusedError, match=r"round 1: .*NaN or infinity in model\..*weight.*θ is as it was"):
+        runs.on_cluster(settings)
+    assert [line["round"] for line in runs.read(settings).rounds] == [0]
+    assert not runs.read(settings).checkpoints.finished()
+
+
+@pytest.mark.parametrize("method", ["dft", "full"])
+def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str) -> None:
+    """DeepSpeed skips steps whose gradients overflow; a run that learned nothing must not look like one that did."""
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"name": method}, train={"lr": 3e38, "clip": 0})
+    with pytest.raises(RoundRefusedError, match=r"the loss of the (old|new) answers is (nan|inf) in step \d+"):
+        runs.alone(settings)
+    for line in (tmp_path / "dft" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_old_knowledge_in_the_models_own_words(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, facts={"old": "generated"}, method={"rounds": 1})
+    record = runs.alone(settings)
+    pairs = record.storage.read_json("pairs.json")
+    assert len(pairs) == 8
+    assert {pair["kind"] for pair in pairs} <= {"swapped", "short"}
+    assert all(pair["key_old"] in pair["old"] and pair["key_new"] in pair["new"] for pair in pairs)
+    assert "match=containment" in record.rounds[0]["generated"]["protocol"]
+
+
+def test_after_the_run_the_rank_can_serve_another(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """Two updates in one process give what one gives: nothing of the first world is left over."""
+    first = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "a", train={"zero_stage": 3}))
+    second = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "b", train={"zero_stage": 3}))
+    assert runs.parts(first, 3) == runs.parts(second, 3)
+    assert Rank().progress()[0] == "start"
