@@ -103,6 +103,8 @@ class Storage:
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             coming = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")  # a copy cut short must not pass for a whole one
+            if self.size(name) is None:
+                coming.mkdir()
             fs.copy_files(self.path(name), str(coming), source_filesystem=self.system, destination_filesystem=fs.LocalFileSystem())
             coming.replace(copy)
         return copy
@@ -111,5 +113,5 @@ class Storage:
         """A local file or folder to its place here."""
         if self.local is not None and source.absolute() == (self.local / name).absolute():
             return
-        self.system.create_dir(self.path(name).rpartition("/")[0], recursive=True)
+        self.system.create_dir(self.path(name) if source.is_dir() else self.path(name).rpartition("/")[0], recursive=True)
         fs.copy_files(str(source), self.path(name), source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.system)
