@@ -18,7 +18,7 @@ from dft_cluster.errors import InputError
 def _number(value: object) -> object:
     """YAML's true and false are no numbers, though Python counts them as 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic makes a problem of this one
     return value
 
 
@@ -324,7 +324,7 @@ def _told(error: ValidationError, tree: Mapping[Any, Any]) -> list[str]:
     if "" in lines:
         return lines[""][0].split("\n")
     try:
-        sound = Config.model_construct(**{name: _sound(name, tree.get(name), lines) for name in Config.model_fields})
+        sound = Config.model_construct(None, **{name: _sound(name, tree.get(name), lines) for name in Config.model_fields})
         combined = [line for line in impossible(sound) if not any(place in line for place in lines)]
     except ValidationError:
         combined = []

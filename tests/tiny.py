@@ -73,9 +73,17 @@ def architecture(name: str, folder: Path, *, dtype: torch.dtype = torch.float32)
     words = tokenizer()
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
     ends = {"eos_token_id": words.eos_token_id, "bos_token_id": None}
-    own = {"intermediate_size": 64} if name not in ("gpt2", "gptj", "bloom") else {"bloom": {}}.get(name, {"n_positions": 128})
-    extra = {"gptj": {"rotary_dim": 4}, "mistral": {"num_key_value_heads": 2}, "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True}}
-    config = AutoConfig.for_model(name, vocab_size=len(words), **size, **ends, **own, **extra.get(name, {}))
+    gated = {"intermediate_size": 64, "num_key_value_heads": 2}
+    own = {
+        "llama": gated,
+        "gpt2": {"n_positions": 128},
+        "gptj": {"n_positions": 128, "rotary_dim": 4},
+        "bloom": {},
+        "mistral": gated,
+        "qwen2": gated | {"tie_word_embeddings": True},
+        "gpt_neox": {"intermediate_size": 64},
+    }[name]
+    config = AutoConfig.for_model(name, vocab_size=len(words), **size, **ends, **own)
     AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

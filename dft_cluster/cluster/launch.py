@@ -1,6 +1,7 @@
 """Starts a job's ranks on a Ray cluster, each group packed together, and ends them."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,8 +35,11 @@ def connect(config: Config, console: Console) -> None:
         address = "auto" if inside_a_job() or os.environ.get("RAY_ADDRESS") else "local"
     console.phase("starting an embedded Ray" if address == "local" else f"joining the Ray cluster ({address})")
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    stop = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+        if stop is not None:
+            signal.signal(signal.SIGTERM, stop)  # ray.init puts its own there
     except ConnectionError as error:
         raise InputError(f"cluster.address: no Ray cluster at {address}: {error}") from error
 

@@ -31,16 +31,16 @@ Launch = Callable[[Prepared, Source, Console], AbstractContextManager[Team]]
 def run(prepared: Prepared, launch: Launch, console: Console) -> dict[str, Any]:
     """Updates the model and returns the result line (also the last of metrics.jsonl)."""
     record = Record(prepared.config)
-    record.refuse_if_never()
     for note in prepared.notes:
         console.say(note)
-    record.open({**prepared.identity(), "wandb_id": secrets.token_hex(4)})
+    record.look({**prepared.identity(), "wandb_id": secrets.token_hex(4)})
     if record.result is not None:
         console.say(f"{record.storage.uri} is finished: {record.result['stop_reason']}")
         return record.result
     warm = prepared.config.warmup.epochs > 0 and record.storage.exists("base.json")
     source = _base_source(record) if warm else Source(prepared.config.model)
     with launch(prepared, source, console) as team:
+        record.begin()
         return _Run(prepared, record, team, console, warm).to_the_end()
 
 

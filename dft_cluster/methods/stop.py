@@ -21,7 +21,8 @@ def stop_reason(rounds: Sequence[Line], config: Config) -> str | None:
     done = rounds[-1]["round"]
     last = measured[-1]
     if last["round"] == done and reached(last, config):
-        return f"reliability ({converge.on}) {last['reliability'][converge.on]:.1f} reached {converge.reliability:g} in round {done}"
+        value = last["reliability"][converge.on]
+        return f"reliability ({converge.on}) {value:.1f} reached {converge.reliability:g} in round {done}"
     if done >= config.method.rounds:
         return f"method.rounds={config.method.rounds} done"
     if converge.patience != "off" and last["round"] == done and len(measured) > converge.patience:

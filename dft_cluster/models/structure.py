@@ -76,11 +76,13 @@ def parameters(folder: Path, trust_remote_code: bool = False) -> list[Parameter]
     found: list[Parameter] = []
     problems: list[str] = []
     for index, (name, weight) in enumerate(model.named_parameters()):
-        saved, *copies = [whole[n] for n in owners[id(weight)] if n in whole] or [None]
-        if saved is None:
+        names = [whole[n] for n in owners[id(weight)] if n in whole]
+        if not names:
             made = converted.get(name)
             problems.append(f"{name} {tuple(weight.shape)} is {f'made out of {made} and others' if made else 'in no file'}")
-        elif (odd := next((c for c in copies if not _same(files, saved, c)), None)) is not None:
+            continue
+        saved, *copies = names
+        if (odd := next((c for c in copies if not _same(files, saved, c)), None)) is not None:
             problems.append(f"{name} is tied, but its copies {saved} and {odd} in the files differ")
         elif tuple(files.shape(saved)) != tuple(weight.shape):
             problems.append(f"{name} is {tuple(weight.shape)} in the model and {tuple(files.shape(saved))} in the file")

@@ -58,7 +58,8 @@ class Console:
             for name in ("reliability", "generality", "locality") if name in line
         ]  # fmt: skip
         took = [b - a for a, b in zip(self._rounds_done, self._rounds_done[1:], strict=False)]
-        left = f", at most {sum(took) / len(took) * (target - line['round']):.0f} s left" if took and line["round"] < target else ""
+        more = target - line["round"]
+        left = f", at most {sum(took) / len(took) * more:.0f} s left" if took and more > 0 else ""
         told = f"{', '.join(figures)} (token/exact %)" if figures else "not measured"
         self.say(f"round {line['round']}: {told}{left}")
 

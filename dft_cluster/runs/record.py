@@ -36,17 +36,15 @@ class Record:
         """The last line of a run that ended by itself."""
         return self.lines[-1] if self.lines and "stop_reason" in self.lines[-1] else None
 
-    def open(self, identity: dict[str, Any]) -> None:
-        """Begins the run, or takes it up again where identity and config are the same.
+    def look(self, identity: dict[str, Any]) -> None:
+        """Reads what is there, and refuses to go on where another run was begun. Writes nothing.
 
         `identity` holds everything that says what the run is: fingerprints, versions, base.
         """
-        if not self.exists:
-            self.storage.make()
-            self.identity = {"name": self.config.run.name, "config": self.config.to_json(), **identity}
-            self.storage.write_json("config.json", self.identity)
-            return
         self.refuse_if_never()
+        if not self.exists:
+            self.identity = {"name": self.config.run.name, "config": self.config.to_json(), **identity}
+            return
         self.identity = self.storage.read_json("config.json")
         self._compare(identity)
         if self.storage.exists("metrics.jsonl"):
@@ -54,6 +52,11 @@ class Record:
             self.lines = [line for raw in said.splitlines() if (line := _whole(raw)) is not None]
             if said and not said.endswith(b"\n"):  # or the next line would carry on the one that was cut short
                 self._write_lines()
+
+    def begin(self) -> None:
+        """Makes the folder of a new run, and keeps what `look` had to note of one that goes on."""
+        self.storage.make()
+        self.storage.write_json("config.json", self.identity)
 
     def refuse_if_never(self) -> None:
         if self.config.run.resume == "never" and self.exists:
@@ -91,14 +94,17 @@ class Record:
             if versions.get(package) != version
         ]
         if differing:
-            self.note(f"resumed with {', '.join(differing)}: bits may differ")
+            self._remark(f"resumed with {', '.join(differing)}: bits may differ")
 
     def note(self, text: str) -> None:
         """Something the report should say."""
+        self._remark(text)
+        self.storage.write_json("config.json", self.identity)
+
+    def _remark(self, text: str) -> None:
         notes = self.identity.setdefault("notes", [])
         if text not in notes:
             notes.append(text)
-            self.storage.write_json("config.json", self.identity)
 
     def update_identity(self, **more: Any) -> None:
         self.identity |= more

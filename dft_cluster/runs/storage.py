@@ -10,6 +10,8 @@ from pyarrow import ArrowException, fs
 
 from dft_cluster.errors import InputError
 
+_HERE = fs.LocalFileSystem()
+
 
 class Storage:
     """Names below one root. `local` is the root as a path where it is one, else None."""
@@ -20,7 +22,9 @@ class Storage:
             try:
                 self.system, self.root = fs.FileSystem.from_uri(uri)
             except (ArrowException, OSError) as error:
-                raise InputError(f"run.dir: {uri!r} cannot be opened: {error}; right would be an absolute folder or a storage URI") from error
+                raise InputError(
+                    f"run.dir: {uri!r} cannot be opened: {error}; right would be an absolute folder or a storage URI"
+                ) from error
         else:
             self.system, self.root = fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
             self.uri = self.root  # the same folder for a process that runs elsewhere
@@ -105,7 +109,7 @@ class Storage:
             coming = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")  # a copy cut short must not pass for a whole one
             if self.size(name) is None:
                 coming.mkdir()
-            fs.copy_files(self.path(name), str(coming), source_filesystem=self.system, destination_filesystem=fs.LocalFileSystem())
+            fs.copy_files(self.path(name), str(coming), source_filesystem=self.system, destination_filesystem=_HERE)
             coming.replace(copy)
         return copy
 
@@ -114,4 +118,4 @@ class Storage:
         if self.local is not None and source.absolute() == (self.local / name).absolute():
             return
         self.system.create_dir(self.path(name) if source.is_dir() else self.path(name).rpartition("/")[0], recursive=True)
-        fs.copy_files(str(source), self.path(name), source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.system)
+        fs.copy_files(str(source), self.path(name), source_filesystem=_HERE, destination_filesystem=self.system)

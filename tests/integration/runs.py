@@ -48,7 +48,7 @@ def on_cluster(settings: Config, say: Any = silent) -> Record:
 
 def read(settings: Config) -> Record:
     record = Record(settings)
-    record.open(record.storage.read_json("config.json"))
+    record.look(record.storage.read_json("config.json"))
     return record
 
 

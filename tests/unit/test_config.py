@@ -168,11 +168,12 @@ def test_overrides_lie_over_the_file(tmp_path):
 
 
 def test_bad_overrides_are_told_with_everything_else(tmp_path):
+    bad = ("train.lr", "lr=1", "train.lr=[", ".lr=1", "train.=1")
     with pytest.raises(InputError) as caught:
-        loaded(tmp_path, "train: {epochs: 0}", "train.lr", "lr=1", "train.lr=[", ".lr=1", "train.=1", "train.seed.x=1", "method.top=2")
+        loaded(tmp_path, "train: {epochs: 0}", *bad, "train.seed.x=1", "method.top=2")
     told = str(caught.value)
     assert "c.yaml: 8 problems" in told
-    for override in ("train.lr", "lr=1", "train.lr=[", ".lr=1", "train.=1"):
+    for override in bad:
         assert f"override {override!r}: write it as section.key=value" in told
     assert all(part in told for part in ("train.epochs", "train.seed.x: unknown key", "method.top"))
 

@@ -54,7 +54,9 @@ def sentencepiece():
 
 
 @pytest.mark.parametrize("which", ["words", "embedded"])
-@pytest.mark.parametrize(("prompt", "answer"), [("The sign of Arden is", "red"), ("Où est Łódź ?", "en Pologne"), ("x", "9 % (ca.)")])
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("The sign of Arden is", "red"), ("Où est Łódź ?", "en Pologne"), ("x", "9 % (ca.)")]
+)
 def test_plain_is_prompt_and_space_and_answer_and_nothing_else(which, prompt, answer, request):
     tokenizer = request.getfixturevalue(which)
     example = Layout(tokenizer, "plain", eos=False).example(prompt, answer)
@@ -159,9 +161,9 @@ def test_a_key_glued_to_what_follows_keeps_at_least_one_token(words):
 
 
 def test_nothing_to_ask_and_nothing_to_answer_are_refused(words):
-    with pytest.raises(InputError, match="prompt '' .*no tokens"):
+    with pytest.raises(InputError, match=r"prompt '' .*no tokens"):
         Layout(words).example("", "red")
-    with pytest.raises(InputError, match="answer '' .*no tokens"):
+    with pytest.raises(InputError, match=r"answer '' .*no tokens"):
         Layout(words, "alpaca").example("The sign is", "")
 
 

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -70,9 +68,9 @@ def test_a_dequantized_model_is_made_once_and_kept_by_content(tmp_path, monkeypa
 def test_a_failed_dequantizing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("DFT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "m.gguf").write_bytes(b"not a gguf file")
-    with pytest.raises(Exception, match=".+"):
+    with pytest.raises(Exception, match="gguf"):
         source.dequantized(tmp_path / "m.gguf")
-    assert os.listdir(tmp_path / "cache") == []
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_the_embedded_model():
@@ -81,5 +79,6 @@ def test_the_embedded_model():
     except InputError as error:
         pytest.skip(str(error))
     assert sum(p.numel for p in parameters(folder)) == 134_515_008
-    assert AutoTokenizer.from_pretrained(folder)("a b")["input_ids"] == AutoTokenizer.from_pretrained(folder)("a b", add_special_tokens=False)["input_ids"]
+    words = AutoTokenizer.from_pretrained(folder)
+    assert words("a b")["input_ids"] == words("a b", add_special_tokens=False)["input_ids"]
     assert AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).config.tie_word_embeddings

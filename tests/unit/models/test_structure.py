@@ -4,8 +4,15 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, MixtralConfig, MixtralForCausalLM, T5Config
-from transformers import T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from dft_cluster.errors import InputError
 from dft_cluster.models.structure import parameters, read_config, skeleton
@@ -151,16 +158,13 @@ def test_a_misshapen_tensor_is_told_with_both_shapes(tmp_path):
         parameters(folder)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda: BertForMaskedLM(BertConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)),
-        lambda: T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
-    ],
-    ids=["masked", "encoder-decoder"],
-)  # fmt: skip
-def test_a_model_that_is_no_causal_one_is_refused(tmp_path, model):
-    model().save_pretrained(tmp_path)
+MASKED = BertConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+BOTH = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+
+
+@pytest.mark.parametrize(("kind", "config"), [(BertForMaskedLM, MASKED), (T5ForConditionalGeneration, BOTH)])
+def test_a_model_that_is_no_causal_one_is_refused(tmp_path, kind, config):
+    kind(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="not a causal language model"):
         parameters(tmp_path)
 

@@ -1,4 +1,5 @@
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from safetensors.torch import load_file
 from dft_cluster.errors import InputError
 from dft_cluster.runs import parts
 from dft_cluster.runs.parts import Part, Stored, write
+
+CUTS = st.lists(st.integers(0, 100), max_size=4)
 
 
 def written(path, fragments, name="part"):
@@ -38,11 +41,11 @@ def small_blocks(monkeypatch):
 def cut(size, where):
     """Fragments of a parameter: (start, stop) between the places named."""
     edges = sorted({0, size, *(w % (size + 1) for w in where)})
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
-@given(st.integers(1, 100), st.lists(st.integers(0, 100), max_size=4), st.lists(st.integers(0, 100), max_size=4), st.integers(0, 99))
-@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 100), CUTS, CUTS, st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
 def test_fragments_come_back_to_the_bit_however_they_are_cut(tmp_path_factory, size, writing, reading, seed):
     old_block, parts.BLOCK = parts.BLOCK, 16
     try:
@@ -64,7 +67,8 @@ def test_fragments_come_back_to_the_bit_however_they_are_cut(tmp_path_factory, s
 @pytest.mark.parametrize("kept", ["none", "all", "some", "last"])
 def test_sizes_around_a_block(tmp_path, small_blocks, size, kept):
     values, mark = odd_values(size), torch.zeros(size, dtype=torch.int32)
-    mark[{"none": slice(0, 0), "all": slice(None), "some": slice(None, None, 3), "last": slice(max(0, size - 1), None)}[kept]] = -1
+    chosen = {"none": slice(0, 0), "all": slice(None), "some": slice(None, None, 3), "last": slice(max(0, size - 1), None)}
+    mark[chosen[kept]] = -1
     written(tmp_path / "p", [Stored(0, 5, values, mark)])
     found = torch.full((size + 10,), 9.0)
     Part(tmp_path / "p").overlay(0, 0, found)
@@ -86,7 +90,8 @@ def test_every_way_to_look_into_a_sparse_fragment(tmp_path, small_blocks):
 
 
 def test_parameters_do_not_mix(tmp_path):
-    written(tmp_path / "p", [Stored(1, 0, torch.ones(3)), Stored(11, 0, torch.full((3,), 2.0)), Stored(1, 3, torch.full((2,), 3.0))])
+    ones, twos, threes = torch.ones(3), torch.full((3,), 2.0), torch.full((2,), 3.0)
+    written(tmp_path / "p", [Stored(1, 0, ones), Stored(11, 0, twos), Stored(1, 3, threes)])
     part = Part(tmp_path / "p")
     found = {p: torch.zeros(6) for p in (0, 1, 11, 111)}
     for parameter, values in found.items():

@@ -1,0 +1,240 @@
+"""The command itself, in processes of its own: --check, exit codes, kills, submitted to a cluster."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from dft_cluster.cluster.actors import LostRankError
+from dft_cluster.patch import Patch
+from tests.integration import runs
+
+ROOT = Path(__file__).resolve().parents[2]
+UPDATE = [sys.executable, str(ROOT / "jobs" / "update.py")]
+SECRET = "w4ndb-s3cr3t-0123456789abcdef0123456789abcd"
+
+
+@pytest.fixture
+def config(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> Path:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", cluster={"address": "local"}, track={"wandb": "offline"})
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(settings.to_json()))
+    return file
+
+
+def update(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [*UPDATE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False)
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([*UPDATE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ends what a test started, with everything below it, by pid."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.kill()
+    process.wait(timeout=30)
+    for one in family:
+        if one.is_running():
+            one.kill()
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> list[str]:
+    assert process.stdout is not None
+    seen: list[str] = []
+    for line in process.stdout:
+        seen.append(line)
+        if words in line:
+            return seen
+    pytest.fail(f"{words!r} never came; this did:\n{''.join(seen)}")
+
+
+def test_check_prints_the_resolved_config_and_starts_nothing(config: Path, tmp_path: Path) -> None:
+    done = update(str(config), "--check", "method.top=0.25")
+    assert done.returncode == 0, done.stderr
+    resolved = json.loads("\n".join(line for line in done.stdout.splitlines() if not line.startswith("#")))
+    assert resolved["method"]["top"] == "0.25"
+    assert "8 facts, 31392 elements" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_problem_is_told_at_once_with_exit_code_2_and_nothing_written(config: Path, tmp_path: Path) -> None:
+    done = update(str(config), "method.top=1.5", "train.lrr=3", "cluster.groups=3", "run.name=../x")
+    assert done.returncode == 2
+    for words in ("method.top", "train.lrr: unknown key (did you mean train.lr?)", "cluster.groups", "run.name"):
+        assert words in done.stderr
+    missing = update(str(config), "facts.path=/nowhere/facts.jsonl", "model.name=/nowhere/model")
+    assert missing.returncode == 2
+    assert "/nowhere/facts.jsonl" in missing.stderr
+    assert "/nowhere/model" in missing.stderr
+    assert update(str(config), "cluster.gpus_per_rank=1").returncode == 2
+    relative = update(str(config), "run.dir=runs", RAY_JOB_CONFIG_JSON_ENV_VAR="{}")
+    assert relative.returncode == 2
+    assert "run.dir" in relative.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_killed_job_goes_on_to_the_same_bits_and_leaves_no_secret(config: Path, tmp_path: Path) -> None:
+    whole = update(str(config), "run.dir=" + str(tmp_path / "whole"), WANDB_API_KEY=SECRET, HF_TOKEN=SECRET)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    with running(str(config)) as process:
+        wait_for(process, "round 3")
+        process.send_signal(signal.SIGKILL)
+    with running(str(config)) as process:
+        wait_for(process, "resuming after round")
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "run the same command again" in rest
+    again = update(str(config))
+    assert again.returncode == 0, again.stdout + again.stderr
+    folders = [tmp_path / "whole" / "dft", tmp_path / "runs" / "dft"]
+    results = []
+    for folder in folders:
+        with Patch.opened(folder / "patch.safetensors") as patch:
+            results.append((patch.base_fingerprint, patch.result_fingerprint))
+    assert results[0] == results[1]
+    finished = update(str(config))
+    assert finished.returncode == 0
+    assert "is finished" in finished.stdout
+    for file in folders[0].rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+    assert SECRET not in whole.stdout + whole.stderr
+
+
+def test_the_offline_wandb_run_reads_back(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, track={"wandb": "offline", "tags": ("tried",)})
+    record = runs.alone(settings)
+    history, artifacts, run = read_wandb(tmp_path / "dft")
+    rounds = [row for row in history if "reliability/token" in row]
+    assert [row["round"] for row in rounds] == [0, 1, 2, 3]
+    for row, line in zip(rounds, record.rounds, strict=True):
+        assert row["reliability/token"] == pytest.approx(line["reliability"]["token"])
+        assert row["locality/exact"] == pytest.approx(line["locality"]["exact"])
+    losses = [row["loss/new"] for row in history if "loss/new" in row]
+    assert losses == pytest.approx([loss for line in record.rounds[1:] for loss in line["loss"]["new"]])
+    assert {"tokens_per_second/old", "memory/rank-0", "core/kept_share"} <= set(rounds[1])
+    assert rounds[1]["core/by_layer/_type"] == "table-file"
+    assert {kind for kind, _ in artifacts} >= {"patch", "report"}
+    assert run.run_id == record.identity["wandb_id"]
+    assert list(run.tags) == ["tried"]
+
+
+def read_wandb(folder: Path) -> tuple[list[dict[str, object]], list[tuple[str, str]], object]:
+    """Rows of history, artifacts and the run of an offline W&B file: 32 KiB blocks of records behind a 7-byte header."""
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    history: list[dict[str, object]] = []
+    artifacts: list[tuple[str, str]] = []
+    run: object = None
+    for file in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
+        content, at, held = file.read_bytes(), 7, b""
+        while at + 7 <= len(content):
+            if 32768 - at % 32768 < 7:
+                at += 32768 - at % 32768
+                continue
+            size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+            held += content[at + 7 : at + 7 + size]
+            at += 7 + size
+            if kind in (1, 4):  # a whole record, or the last piece of one
+                record = pb.Record.FromString(held)
+                held = b""
+                if record.HasField("history"):
+                    row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+                    history.append(row)
+                elif record.HasField("run"):
+                    run = record.run
+                elif record.HasField("artifact"):
+                    artifacts.append((record.artifact.type, record.artifact.name))
+                elif record.HasField("request") and record.request.HasField("log_artifact"):
+                    artifact = record.request.log_artifact.artifact
+                    artifacts.append((artifact.type, artifact.name))
+    return history, artifacts, run
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, run={"name": "dies"})
+
+    def kill_one(text: str) -> None:
+        if "round 2" in text and "…" in text:
+            victims = [p for p in psutil.Process().children(recursive=True) if "RankActor" in " ".join(p.cmdline())]
+            victims[-1].kill()
+
+    with pytest.raises(LostRankError, match=r"rank (old|new)-0 died during"):
+        runs.on_cluster(settings, kill_one)
+    assert [one.number for one in runs.read(settings).checkpoints.finished()] == [1]
+    resumed = runs.on_cluster(settings)
+    whole = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "whole", cluster={"groups": 1}))
+    assert runs.parts(resumed, 3) == runs.parts(whole, 3)
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def test_the_same_line_behind_ray_job_submit(config: Path, tmp_path: Path) -> None:
+    """A head of one's own on free ports; the job's working directory is an unpacked copy of jobs/."""
+    port, dashboard, client, agent, grpc, export = free_ports(6)
+    ray = str(Path(sys.executable).with_name("ray"))
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
+         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+         f"--metrics-export-port={export}", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={short_folder(tmp_path)}"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_until_up(dashboard, head)
+        submit = [ray, "job", "submit", "--address", address, "--working-dir", str(ROOT / "jobs"), "--",
+                  sys.executable, "update.py", str(config), "cluster.address=auto"]  # fmt: skip
+        done = subprocess.run(submit, capture_output=True, text=True, timeout=240, env=environment, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "round 3: reliability" in done.stdout
+        lines = (tmp_path / "runs" / "dft" / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["stop_reason"] == "method.rounds=3 done"
+    finally:
+        end(head)
+
+
+def short_folder(tmp_path: Path) -> Path:
+    """Ray's sockets need a short path."""
+    import tempfile
+
+    return Path(tempfile.mkdtemp(prefix="r-", dir=tmp_path.parents[2]))
+
+
+def wait_until_up(port: int, head: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert head.poll() is None, head.communicate()[0]
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                time.sleep(2)
+                return
+        time.sleep(0.5)
+    pytest.fail("the head did not come up")
