@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -61,7 +62,7 @@ def _check(config: Config) -> int:
 def _run(config: Config) -> int:
     from dft_cluster.cluster.actors import LostRankError
     from dft_cluster.cluster.launch import on_ray
-    from dft_cluster.methods.job import RoundRefusedError
+    from dft_cluster.methods.job import RoundRefusedError, RunFailedError
     from dft_cluster.methods.prepare import prepare
     from dft_cluster.methods.run import run
     from dft_cluster.runs.console import Console
@@ -73,12 +74,18 @@ def _run(config: Config) -> int:
         run(prepare(config), on_ray, console)
     except (KeyboardInterrupt, _StoppedError):
         console.say(f"stopped from outside; {again}")
-    except LostRankError as error:
-        console.say(f"failed: {error}; {again}")
     except RoundRefusedError as error:
         console.say(f"failed: {error}")
+    except (LostRankError, RunFailedError) as error:
+        console.say(f"failed: {error}; {again}")
+    except InputError:
+        raise
     except OSError as error:
         console.say(f"failed: {error}; {again} once run.dir ({config.run.dir}) can be written")
+    except Exception as error:
+        # Whatever else it is, a person needs its trace, and after it what to do.
+        traceback.print_exc()
+        console.say(f"failed: {type(error).__name__}: {error}; {again}")
     else:
         return OK
     finally:

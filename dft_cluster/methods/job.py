@@ -65,7 +65,11 @@ class Method(Protocol):
     def round(self, team: Team, job: Job, number: int) -> Outcome: ...
 
 
-class RoundRefusedError(RuntimeError):
+class RunFailedError(RuntimeError):
+    """A run that had begun cannot go on; its last finished round is safe."""
+
+
+class RoundRefusedError(RunFailedError):
     """A round cannot be done as asked (a NaN, nothing to select); the round before it stands."""
 
 

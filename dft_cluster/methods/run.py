@@ -12,7 +12,7 @@ from dft_cluster.facts.layout import Example
 from dft_cluster.facts.pairs import Pair, generated, given
 from dft_cluster.methods import finish
 from dft_cluster.methods.examine import Examiner
-from dft_cluster.methods.job import Job, Outcome
+from dft_cluster.methods.job import Job, Outcome, RunFailedError
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.stop import kept_round, reached, stop_reason
 from dft_cluster.patch.folder import Folder
@@ -41,7 +41,10 @@ def run(prepared: Prepared, launch: Launch, console: Console) -> dict[str, Any]:
     source = _base_source(record) if warm else Source(prepared.config.model)
     with launch(prepared, source, console) as team:
         record.begin()
-        return _Run(prepared, record, team, console, warm).to_the_end()
+        try:
+            return _Run(prepared, record, team, console, warm).to_the_end()
+        except InputError as error:
+            raise RunFailedError(str(error)) from error
 
 
 def _base_source(record: Record) -> Source:

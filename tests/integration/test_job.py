@@ -169,6 +169,27 @@ def read_wandb(folder: Path) -> tuple[list[dict[str, object]], list[tuple[str, s
     return history, artifacts, run
 
 
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 100 KiB of its own."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_what_to_do_and_the_round_before_whole(config: Path, full_disk: Path) -> None:
+    done = update(str(config), f"run.dir={full_disk}", "method.top=0.5", "track.wandb=off")
+    assert done.returncode == 1
+    assert "No space left" in done.stdout
+    assert "run the same command again" in done.stdout.splitlines()[-1]
+    finished = [json.loads(line) for line in (full_disk / "dft" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in finished] == list(range(len(finished)))
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     settings = runs.config(tiny_model, tiny_facts, tmp_path, run={"name": "dies"})

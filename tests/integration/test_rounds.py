@@ -227,6 +227,22 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Path, tiny_facts: Pa
         json.loads(line, parse_constant=pytest.fail)
 
 
+@pytest.mark.parametrize("train", [{"gradient_checkpointing": True}, {"offload": "optimizer"}, {"offload": "optimizer", "zero_stage": 2}])
+def test_what_saves_memory_does_not_change_the_bits(tiny_model: Path, tiny_facts: Path, tmp_path: Path, train: dict[str, Any]) -> None:
+    plain = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "plain", method={"rounds": 1}))
+    saving = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "saving", method={"rounds": 1}, train=train))
+    assert runs.parts(saving, 1) == runs.parts(plain, 1)
+
+
+def test_everything_offloaded_under_stage_3_and_split_batches_train_alike(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """Sums in another order: the same losses but for the last bits."""
+    plain = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "plain", method={"rounds": 1})).rounds[1]["loss"]
+    for name, train in {"all": {"offload": "all", "zero_stage": 3}, "split": {"tokens_per_batch": 16}}.items():
+        other = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / name, method={"rounds": 1}, train=train)).rounds[1]["loss"]
+        for side in ("old", "new"):
+            assert other[side] == pytest.approx(plain[side], rel=1e-4)
+
+
 def test_old_knowledge_in_the_models_own_words(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     settings = runs.config(tiny_model, tiny_facts, tmp_path, facts={"old": "generated"}, method={"rounds": 1})
     record = runs.alone(settings)
