@@ -48,15 +48,15 @@ class Record:
         self.identity = self.storage.read_json("config.json")
         self._compare(identity)
         if self.storage.exists("metrics.jsonl"):
-            said = self.storage.read("metrics.jsonl")
-            self.lines = [line for raw in said.splitlines() if (line := _whole(raw)) is not None]
-            if said and not said.endswith(b"\n"):  # or the next line would carry on the one that was cut short
-                self._write_lines()
+            said = self.storage.read("metrics.jsonl").splitlines()
+            self.lines = [line for raw in said if (line := _whole(raw)) is not None]
 
     def begin(self) -> None:
         """Makes the folder of a new run, and keeps what `look` had to note of one that goes on."""
         self.storage.make()
         self.storage.write_json("config.json", self.identity)
+        if self.storage.exists("metrics.jsonl") and not self.storage.read("metrics.jsonl").endswith(b"\n"):
+            self._write_lines()  # or the next line would carry on the one that was cut short
 
     def refuse_if_never(self) -> None:
         if self.config.run.resume == "never" and self.exists:

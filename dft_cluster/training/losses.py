@@ -4,8 +4,8 @@ import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from dft_cluster.training.batches import IGNORE, Batch
 
@@ -26,10 +26,10 @@ def can_keep(model: Any) -> bool:
 
 def total_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Σ −log p(token) over all answer tokens of the batch."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def each_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Σ −log p(token) by example."""
-    nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+    nll = cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
     return torch.sum(nll, dim=1)

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dft_cluster.errors import InputError
 from dft_cluster.patch.encoding import Kind, Places, encode
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 5000),
     st.floats(0, 1),

@@ -16,8 +16,8 @@ def opened(storage):
         sections = {"run": {"name": "one", "dir": "/runs"}} | sections
         record = Record(validate(sections))
         record.storage, record.checkpoints = storage, Checkpoints(storage)
-        record.refuse_if_never()
-        record.open(identity)
+        record.look(identity)
+        record.begin()
         return record
 
     return opens
@@ -25,7 +25,9 @@ def opened(storage):
 
 def test_a_records_place_is_its_name_within_the_folder(tmp_path):
     record = Record(validate({"run": {"dir": str(tmp_path), "name": "mine"}}))
-    record.open(IDENTITY)
+    record.look(IDENTITY)
+    assert not (tmp_path / "mine").exists(), "looking writes nothing"
+    record.begin()
     assert json.loads((tmp_path / "mine" / "config.json").read_text())["name"] == "mine"
 
 
@@ -119,6 +121,17 @@ def test_a_line_cut_short_by_a_crash_is_none(opened, storage, rest):
     assert [line["round"] for line in again.rounds] == [0, 1]
     again.add({"round": 2})
     assert [line["round"] for line in opened().rounds] == [0, 1, 2]
+
+
+def test_looking_writes_nothing(opened, storage):
+    opened().add({"round": 0})
+    storage.write("metrics.jsonl", storage.read("metrics.jsonl") + b'{"rou')
+    before = {name: storage.read(name) for name in ("config.json", "metrics.jsonl")}
+    record = Record(validate({"run": {"name": "one", "dir": "/runs"}, "cluster": {"threads": 3}}))
+    record.storage = storage
+    record.look(IDENTITY)
+    assert record.lines == [{"round": 0}] and len(record.identity["notes"]) == 2
+    assert {name: storage.read(name) for name in before} == before
 
 
 def test_rounds_that_are_done_again_are_forgotten(opened):
