@@ -12,6 +12,7 @@ until the model's answers are the new ones.
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Dft:
             smallest = min(counted[name] for name in empty)
             raise InputError(
                 f"method.top: {method.top} of {smallest} elements selects none in {empty[0]}"
-                f"{f' and {len(empty) - 1} more' if empty[1:] else ''}; right would be at least {1 / smallest:.3g}, "
+                f"{f' and {len(empty) - 1} more' if empty[1:] else ''}; right would be at least {_share_of_one(smallest)}, "
                 "or method.scope=global"
             )
 
@@ -89,6 +90,11 @@ class Dft:
             core=_describe(job.parameters, _added(s.conflicts for s in surveys), kept, cuts, k),
             side_by_side=team.paired,
         )
+
+
+def _share_of_one(elements: int) -> Decimal:
+    """The smallest share, in three digits, that selects one of so many elements."""
+    return Context(prec=3, rounding=ROUND_CEILING).divide(Decimal(1), Decimal(elements))
 
 
 class _Clock:

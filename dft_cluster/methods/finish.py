@@ -3,8 +3,7 @@
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,51 +41,45 @@ class Overlay:
 
 
 def make_patch(
-    base: Path, parameters: Sequence[Parameter], storage: Storage, chain: Sequence[Sequence[str]], metadata: dict[str, str]
+    base: Path,
+    parameters: Sequence[Parameter],
+    storage: Storage,
+    chain: Sequence[Sequence[str]],
+    metadata: dict[str, str],
+    scratch: Path,
 ) -> Path:
-    """patch.safetensors of the run: what its kept round changed in the base."""
-    with tempfile.TemporaryDirectory(prefix="dft-") as scratch:
-        parts = [Part(storage.fetch(name, Path(scratch))) for names in chain for name in names]
-        out = (storage.local or Path(scratch)) / "patch.safetensors"
-        make(base, Overlay(Folder(base), parameters, parts), out, metadata)
-        storage.put(out, "patch.safetensors")
-        return out if storage.local else _kept(out)
+    """patch.safetensors of the run: what its kept round changed in the base. Returns a local path of it."""
+    parts = [Part(storage.fetch(name, scratch)) for names in chain for name in names]
+    out = (storage.local or scratch) / "patch.safetensors"
+    make(base, Overlay(Folder(base), parameters, parts), out, metadata)
+    storage.put(out, "patch.safetensors")
+    return out
 
 
-def _kept(file: Path) -> Path:
-    """A copy that outlives its scratch folder, for the tracker; the system's temporary folder owns it."""
-    copy = Path(tempfile.mkdtemp(prefix="dft-patch-")) / file.name
-    shutil.move(file, copy)
-    return copy
-
-
-def export(patch: Path, base: Path, storage: Storage) -> None:
+def export(patch: Path, base: Path, storage: Storage, scratch: Path) -> None:
     """model/: apply(patch, base), never a dump of live weights."""
-    _as_folder(storage, "model", lambda out: apply(patch, base, out))
+    _as_folder(storage, "model", scratch, lambda out: apply(patch, base, out))
 
 
-def write_base(model: Path, parameters: Sequence[Parameter], storage: Storage, parts: Sequence[str]) -> None:
+def write_base(model: Path, parameters: Sequence[Parameter], storage: Storage, parts: Sequence[str], scratch: Path) -> None:
     """base/: the warmed model in the files' own dtypes. It is a base of its own, on which nothing is stacked."""
-    with tempfile.TemporaryDirectory(prefix="dft-", dir=storage.local) as scratch:
-        overlay = Overlay(Folder(model), parameters, [Part(storage.fetch(name, Path(scratch))) for name in parts])
-        warmed = Path(scratch) / "warm-up.safetensors"
-        make(model, overlay, warmed, {"method": "warm-up"}, old_bits=False)
+    overlay = Overlay(Folder(model), parameters, [Part(storage.fetch(name, scratch)) for name in parts])
+    warmed = scratch / "warm-up.safetensors"
+    make(model, overlay, warmed, {"method": "warm-up"}, old_bits=False)
 
-        def write(out: Path) -> None:
-            apply(warmed, model, out)
-            (out / stack.RECORD).unlink(missing_ok=True)
+    def write(out: Path) -> None:
+        apply(warmed, model, out)
+        (out / stack.RECORD).unlink(missing_ok=True)
 
-        _as_folder(storage, "base", write)
+    _as_folder(storage, "base", scratch, write)
 
 
-def _as_folder(storage: Storage, name: str, write: Any) -> None:
+def _as_folder(storage: Storage, name: str, scratch: Path, write: Callable[[Path], Any]) -> None:
     storage.remove(name)
-    if storage.local is not None:
-        write(storage.local / name)
-        return
-    with tempfile.TemporaryDirectory(prefix="dft-") as scratch:
-        write(Path(scratch) / name)
-        storage.put(Path(scratch) / name, name)
+    out = (storage.local or scratch) / name
+    shutil.rmtree(out, ignore_errors=True)
+    write(out)
+    storage.put(out, name)
 
 
 def patch_metadata(config: Config, identity: dict[str, Any], rounds: int, figures: dict[str, Any]) -> dict[str, str]:

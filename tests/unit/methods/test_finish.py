@@ -72,7 +72,7 @@ def test_the_patch_on_the_base_is_the_masters_cast(tmp_path, dtype, name):
     base, storage = tiny.architecture(name, tmp_path / "base", dtype=dtype), Storage(str(tmp_path / "run"))
     storage.make("checkpoints")
     (one, first), (two, second) = moved(base, storage, 1, 0.2, 1), moved(base, storage, 2, 0.05, 2)
-    patch = make_patch(base, parameters(base), storage, [[one], [two]], {"method": "dft"})
+    patch = make_patch(base, parameters(base), storage, [[one], [two]], {"method": "dft"}, tmp_path)
     assert patch == tmp_path / "run" / "patch.safetensors"
     apply(patch, base, tmp_path / "new")
     assert same(tmp_path / "new", expected(base, first, second))
@@ -81,13 +81,14 @@ def test_the_patch_on_the_base_is_the_masters_cast(tmp_path, dtype, name):
 
 
 def test_patch_and_model_on_any_storage(tmp_path, storage):
+    (tmp_path / "scratch").mkdir()
     base = tiny.model(tmp_path / "base", dtype=torch.bfloat16)
     name, masters = moved(base, storage, 1, 0.3, 1)
-    patch = make_patch(base, parameters(base), storage, [[name]], {"method": "dft"})
+    patch = make_patch(base, parameters(base), storage, [[name]], {"method": "dft"}, tmp_path / "scratch")
     assert storage.read("patch.safetensors") == patch.read_bytes()
-    export(patch, base, storage)
-    export(patch, base, storage)
-    folder = storage.fetch("model", tmp_path / "scratch")
+    export(patch, base, storage, tmp_path / "scratch")
+    export(patch, base, storage, tmp_path / "scratch")
+    folder = storage.fetch("model", tmp_path / "other")
     assert same(folder, expected(base, masters))
     AutoModelForCausalLM.from_pretrained(folder)
     assert len(AutoTokenizer.from_pretrained(folder)) == len(tiny.tokenizer())
@@ -95,7 +96,7 @@ def test_patch_and_model_on_any_storage(tmp_path, storage):
 
 def test_no_round_is_an_empty_patch(tmp_path, storage):
     base = tiny.model(tmp_path / "base")
-    patch = make_patch(base, parameters(base), storage, [], {"method": "dft"})
+    patch = make_patch(base, parameters(base), storage, [], {"method": "dft"}, tmp_path)
     apply(patch, base, tmp_path / "new")
     assert fingerprint(tmp_path / "new") == fingerprint(base)
 
@@ -109,7 +110,7 @@ def test_a_tied_weight_saved_twice_changes_twice(tmp_path, dtype):
     storage = Storage(str(tmp_path / "run"))
     storage.make("checkpoints")
     name, masters = moved(base, storage, 1, 0.5, 1)
-    apply(make_patch(base, parameters(base), storage, [[name]], {}), base, tmp_path / "new")
+    apply(make_patch(base, parameters(base), storage, [[name]], {}, tmp_path), base, tmp_path / "new")
     masters["lm_head.weight"] = masters["model.embed_tokens.weight"]
     assert same(tmp_path / "new", expected(base, masters))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "new", dtype=dtype)
@@ -131,11 +132,12 @@ def test_a_tensor_that_only_looks_like_a_weight_stays(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_warmed_base_is_the_masters_cast_and_stands_on_nothing(tmp_path, storage, dtype):
+    (tmp_path / "scratch").mkdir()
     model = tiny.model(tmp_path / "model", dtype=dtype)
     name, masters = moved(model, storage, 1, 1.0, 1)
-    write_base(model, parameters(model), storage, [name])
-    write_base(model, parameters(model), storage, [name])
-    base = storage.fetch("base", tmp_path / "scratch")
+    write_base(model, parameters(model), storage, [name], tmp_path / "scratch")
+    write_base(model, parameters(model), storage, [name], tmp_path / "scratch")
+    base = storage.fetch("base", tmp_path / "other")
     assert same(base, expected(model, masters))
     assert {p.name for p in base.iterdir()} == {p.name for p in model.iterdir()}
     left = [info.base_name for info in storage.system.get_file_info(fs.FileSelector(storage.root))]
