@@ -61,9 +61,7 @@ def write_models(work: Path, shapes: Shapes, dtype: torch.dtype, share: float) -
         (work / folder).mkdir()
     for number, (shape, count) in enumerate(shapes.items()):
         draw = torch.Generator().manual_seed(number)
-        tensors = {
-            f"layers.{i}.m{number}": torch.randn(shape, generator=draw).to(dtype) for i in range(count)
-        }
+        tensors = {f"layers.{i}.m{number}": torch.randn(shape, generator=draw).to(dtype) for i in range(count)}
         save_file(tensors, work / "base" / f"{number}.safetensors")
         for i, name in enumerate(tensors):
             tensors[name] = edited(tensors[name], share, i)
@@ -152,12 +150,8 @@ def measure(job: Job, work: Path, repeats: int) -> list[float]:
 def report_times(given: argparse.Namespace) -> None:
     shapes, dtype = MODELS[given.shape], getattr(torch, given.dtype)
     elements = sum(rows * columns * count for (rows, columns), count in shapes.items())
-    print(
-        f"{given.shape}: {elements} elements, {given.dtype}, {given.share:.0%} changed; {threads()} threads,"
-    )
-    print(
-        f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, page cache warm,"
-    )
+    print(f"{given.shape}: {elements} elements, {given.dtype}, {given.share:.0%} changed; {threads()} threads,")
+    print(f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, page cache warm,")
     print(f"best of {given.repeats}\n")
     print("| | ours (s) | copying its model files (s) | ratio | its bare input and output (s) | ratio |")
     print("|---|---|---|---|---|---|")
@@ -197,9 +191,7 @@ def report_sizes(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("time", "size"))
     parser.add_argument("--shape", choices=MODELS, default="135m")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

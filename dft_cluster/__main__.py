@@ -9,9 +9,7 @@ from dft_cluster.patch.inspect import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dft_cluster", description="Change what a language model knows."
-    )
+    parser = argparse.ArgumentParser(prog="python -m dft_cluster", description="Change what a language model knows.")
     words = parser.add_subparsers(required=True, metavar="WORD")
     patch.add_to(words.add_parser("patch", help="check, apply, take back and combine knowledge patches"))
     given = parser.parse_args(arguments)

@@ -44,9 +44,7 @@ class ModelSettings(_Section):
 class FactsSettings(_Section):
     path: str = "embedded"
     """A file, `embedded` (the shipped facts), `old.json,new.json` for `pairs`, or a hub id."""
-    format: Literal[
-        "auto", "common", "counterfact", "mend", "easyedit", "knowedit", "pairs", "csv", "hub"
-    ] = "auto"
+    format: Literal["auto", "common", "counterfact", "mend", "easyedit", "knowedit", "pairs", "csv", "hub"] = "auto"
     """What the file's records look like; `auto` tells by their fields."""
     file: str | None = None
     """With `format=hub`: the file inside the data set."""
@@ -239,7 +237,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -249,7 +249,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OTHERWISE]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -324,7 +326,9 @@ def _told(error: ValidationError, tree: Mapping[Any, Any]) -> list[str]:
     if "" in lines:
         return lines[""][0].split("\n")
     try:
-        sound = Config.model_construct(None, **{name: _sound(name, tree.get(name), lines) for name in Config.model_fields})
+        sound = Config.model_construct(
+            None, **{name: _sound(name, tree.get(name), lines) for name in Config.model_fields}
+        )
         combined = [line for line in impossible(sound) if not any(place in line for place in lines)]
     except ValidationError:
         combined = []

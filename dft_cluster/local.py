@@ -47,13 +47,15 @@ def update(
     run(prepared, in_this_process, Console())
     folder = Path(config.run.dir) / config.run.name
 
-
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Updated(folder / "patch.safetensors", lines, folder)
 
 
 def _config(
-    model: str | Path, facts: str | Path | Sequence[Fact], run_dir: str | Path | None, sections: Mapping[str, Mapping[str, Any]]
+    model: str | Path,
+    facts: str | Path | Sequence[Fact],
+    run_dir: str | Path | None,
+    sections: Mapping[str, Mapping[str, Any]],
 ) -> Config:
     tree: dict[str, dict[str, Any]] = {name: dict(section) for name, section in sections.items()}
     tree.setdefault("model", {})["name"] = str(model)
@@ -68,13 +70,17 @@ def _config(
 def in_this_process(prepared: Prepared, source: Source, console: Console) -> Iterator[LocalTeam]:
     """A team of one: this very process."""
     if torch.distributed.is_initialized():
-        raise InputError("update() makes a world of its own, and torch.distributed is initialized already; call it elsewhere")
+        raise InputError(
+            "update() makes a world of its own, and torch.distributed is initialized already; call it elsewhere"
+        )
     console.phase("building the engine")
     team = LocalTeam()
     environment = dict(os.environ)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        assemble(team, prepared.config, source, prepared.parameters, device=device, threads=prepared.config.cluster.threads)
+        assemble(
+            team, prepared.config, source, prepared.parameters, device=device, threads=prepared.config.cluster.threads
+        )
         yield team
     finally:
         team.close()

@@ -29,7 +29,10 @@ def demo(arguments: list[str]) -> int:
         return code
     delicate = last_round(folder)
     reached = delicate["reliability"]["exact"]
-    print(f"\nPlain fine-tuning, epoch by epoch, until it answers as well (reliability {reached:.0f} % exact):\n", flush=True)
+    print(
+        f"\nPlain fine-tuning, epoch by epoch, until it answers as well (reliability {reached:.0f} % exact):\n",
+        flush=True,
+    )
     plain = [
         "method.name=full", "train.epochs=1", "method.rounds=40", f"converge.reliability={reached}", "converge.keep=last",
         f"run.name={config.run.name}-full",

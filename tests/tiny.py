@@ -39,12 +39,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
     inner.train_from_iterator([json.dumps(record) for record in records(10)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
 
 
-def model(folder: Path, *, dtype: torch.dtype = torch.float32, tied: bool = True, hidden: int = 32, layers: int = 2) -> Path:
+def model(
+    folder: Path, *, dtype: torch.dtype = torch.float32, tied: bool = True, hidden: int = 32, layers: int = 2
+) -> Path:
     torch.manual_seed(0)
     words = tokenizer()
     config = LlamaConfig(

@@ -49,7 +49,9 @@ class Waiting(Generic[T]):
                 self._group.look()
                 if time.monotonic() > deadline:
                     names = [self._group.names[i] for i, r in enumerate(self._references) if r in pending]
-                    raise LostRankError(f"{self._verb}: no answer from {', '.join(names)} for {self._group.timeout:.0f} s (cluster.timeout)")
+                    raise LostRankError(
+                        f"{self._verb}: no answer from {', '.join(names)} for {self._group.timeout:.0f} s (cluster.timeout)"
+                    )
         return [self._get(reference) for reference in self._references]
 
     def _get(self, reference: Any) -> T:

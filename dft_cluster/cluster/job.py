@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Updates what a model knows.")
     parser.add_argument("config", help="a YAML file, see jobs/configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
-    parser.add_argument("--check", action="store_true", help="validate everything, print the resolved config, start nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="validate everything, print the resolved config, start nothing"
+    )
     asked = parser.parse_intermixed_args(arguments)
     # Quiet and honest defaults, before the libraries that read them are loaded.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -42,10 +44,12 @@ def _placed(config: Config) -> Config:
         return config
     if inside_a_job():
         raise InputError(
-            f"run.dir: {config.run.dir!r} is relative, and a job's working directory is gone after it; right would be an absolute "
-            "folder that every node sees, or a storage URI such as s3://bucket/runs"
+            f"run.dir: {config.run.dir!r} is relative, and a job's working directory is gone after it; right would be an "
+            "absolute folder that every node sees, or a storage URI such as s3://bucket/runs"
         )
-    return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(Path(config.run.dir).absolute())})})
+    return config.model_copy(
+        update={"run": config.run.model_copy(update={"dir": str(Path(config.run.dir).absolute())})}
+    )
 
 
 def _check(config: Config) -> int:
@@ -54,7 +58,8 @@ def _check(config: Config) -> int:
     prepared = prepare(config)
     for note in prepared.notes:
         print(f"# {note}")
-    print(f"# {len(prepared.facts)} facts, {sum(p.numel for p in prepared.parameters)} elements in {len(prepared.parameters)} weights")
+    weights = prepared.parameters
+    print(f"# {len(prepared.facts)} facts, {sum(p.numel for p in weights)} elements in {len(weights)} weights")
     print(json.dumps(config.to_json(), indent=1))
     return OK
 

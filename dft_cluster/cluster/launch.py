@@ -57,7 +57,10 @@ def on_ray(prepared: Prepared, source: Source, console: Console) -> Iterator[Act
     groups, ranks = shape(prepared)
     cpus, gpus = _share(prepared.config, groups * ranks)
     console.phase(f"starting {groups * ranks} ranks in {groups} group{'s'[: groups > 1]}")
-    placed = [placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * ranks, strategy="PACK") for _ in range(groups)]
+    placed = [
+        placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * ranks, strategy="PACK")
+        for _ in range(groups)
+    ]
     team: ActorTeam | None = None
     try:
         for group in placed:
@@ -68,7 +71,9 @@ def on_ray(prepared: Prepared, source: Source, console: Console) -> Iterator[Act
                 )
         threads = prepared.config.cluster.threads or _threads(groups * ranks)
         team = ActorTeam(
-            [_actors(group, ranks, cpus, gpus, threads) for group in placed], prepared.config.cluster.timeout, console.tick
+            [_actors(group, ranks, cpus, gpus, threads) for group in placed],
+            prepared.config.cluster.timeout,
+            console.tick,
         )
         assemble(team, prepared.config, source, prepared.parameters, device="cuda" if gpus else "cpu", threads=threads)
         yield team
@@ -122,4 +127,6 @@ def _actors(group: Any, ranks: int, cpus: float, gpus: float, threads: int) -> l
 
 
 def _free() -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(ray.available_resources().items()) if name in ("CPU", "GPU"))
+    return ", ".join(
+        f"{amount:g} {name}" for name, amount in sorted(ray.available_resources().items()) if name in ("CPU", "GPU")
+    )

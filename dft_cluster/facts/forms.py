@@ -166,8 +166,7 @@ def tell(record: Record) -> str:
     if {"instruction", "output"} <= fields.keys():
         right = "alpaca-style records need two files, given as old.json,new.json"
     raise InputError(
-        f"{record.where}: the form cannot be told by the fields ({there}); "
-        f"known forms are {', '.join(FORMS)}; {right}"
+        f"{record.where}: the form cannot be told by the fields ({there}); known forms are {', '.join(FORMS)}; {right}"
     )
 
 

@@ -69,9 +69,7 @@ class Layout:
         """The tokens after which an answer begins."""
         if self.template == "chat":
             turns = [{"role": "user", "content": prompt}]
-            return self._ids(
-                self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            )
+            return self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         text = ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
         return (*self._prefix(), *self._ids(text))
 
@@ -116,9 +114,7 @@ class Layout:
 
     def _prefix(self) -> tuple[int, ...]:
         with_special, without = self.tokenizer("a")["input_ids"], self._ids("a")
-        place = next(
-            (i for i in range(len(with_special)) if tuple(with_special[i : i + len(without)]) == without), 0
-        )
+        place = next((i for i in range(len(with_special)) if tuple(with_special[i : i + len(without)]) == without), 0)
         return tuple(with_special[:place])
 
 

@@ -60,9 +60,7 @@ def read(
     if form not in KNOWN:
         raise InputError(f"unknown facts format {form!r}; known are {', '.join(KNOWN)}")
     if file is not None and form != "hub":
-        raise InputError(
-            f"the file {file!r} of a data set is named, but the facts format is {form!r}, not 'hub'"
-        )
+        raise InputError(f"the file {file!r} of a data set is named, but the facts format is {form!r}, not 'hub'")
     taken, found, notes = _records(path, form, file, split)
     facts = [fact for record in found if (fact := forms.FORMS[taken](record)) is not None]
     notes += _tallied(path, found)

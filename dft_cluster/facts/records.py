@@ -111,9 +111,7 @@ def load_csv(path: str) -> list[Record]:
             where = f"{name}, line {rows.line_num}"
             if None in row:
                 header = ", ".join(rows.fieldnames or ())
-                raise InputError(
-                    f"{where}: more cells than the header has ({header}); quote texts with commas"
-                )
+                raise InputError(f"{where}: more cells than the header has ({header}); quote texts with commas")
             numbered.append((row, where))
     except csv.Error as error:
         # the DictReader's own count stops at the row before

@@ -149,6 +149,7 @@ def _choose(
         )
 
     bins = BINS if not by_tensor else 1 << 12
+
     def ask(brackets: Mapping[int, Bracket]) -> dict[int, Tally]:
         answers = team.new.call(Rank.tally, dict(brackets), by_tensor)
         return {group: Tally.total(answer[group] for answer in answers) for group in brackets}
@@ -185,7 +186,11 @@ def _added(counts: Any) -> dict[int, int]:
 
 
 def _describe(
-    parameters: Sequence[Parameter], conflicts: Mapping[int, int], kept: Mapping[int, int], cuts: Mapping[int, Cut], k: int
+    parameters: Sequence[Parameter],
+    conflicts: Mapping[int, int],
+    kept: Mapping[int, int],
+    cuts: Mapping[int, Cut],
+    k: int,
 ) -> dict[str, Any]:
     """Where the core landed: shares of all elements, the threshold, and counts by layer and module kind."""
     elements = sum(p.numel for p in parameters)

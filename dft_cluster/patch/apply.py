@@ -33,9 +33,7 @@ def revert(patch: Path | str | Patch, patched: Path | str, out: Path | str) -> s
     """Write the folder `out`: the patched one with the old bits again; gives the base's fingerprint."""
     with Patch.opened(patch) as opened:
         if not opened.has_old_bits:
-            raise InputError(
-                f"{opened.path} was made without old bits and cannot be taken back; keep the base"
-            )
+            raise InputError(f"{opened.path} was made without old bits and cannot be taken back; keep the base")
         folder = Folder(patched)
         with _new_model(folder, Path(out)) as target:
             try:
@@ -50,9 +48,7 @@ def revert(patch: Path | str | Patch, patched: Path | str, out: Path | str) -> s
 def _new_model(folder: Folder, out: Path) -> Iterator[Path]:
     """A new folder with everything of the given one but its weights and its list of patches."""
     if out.resolve().is_relative_to(folder.path.resolve()):
-        raise InputError(
-            f"{out} lies within the model {folder.path}, which stays as it is; name another folder"
-        )
+        raise InputError(f"{out} lies within the model {folder.path}, which stays as it is; name another folder")
     with new_folder(out) as target:
         yield target
         _carry(folder, target)
@@ -92,9 +88,7 @@ def _not_the_base(patch: Patch, folder: Folder, name: str) -> str:
 
 def _not_the_patched(patch: Patch, folder: Folder, name: str) -> str:
     found = fingerprint(folder)
-    sides = (
-        f"{patch.path} gives {patch.result_fingerprint or 'a patched model'}, and {folder.path} is {found}"
-    )
+    sides = f"{patch.path} gives {patch.result_fingerprint or 'a patched model'}, and {folder.path} is {found}"
     if found == patch.base_fingerprint:
         return f"{sides}: its base, so this patch is not in it"
     carried = stack.below(stack.carried(folder.path), found)

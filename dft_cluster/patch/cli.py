@@ -22,9 +22,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     """The patch's commands as sub-commands; each leaves its function in `run`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser(
-        "inspect", help="what a patch holds, where it comes from and what it lies on"
-    )
+    command = commands.add_parser("inspect", help="what a patch holds, where it comes from and what it lies on")
     command.add_argument("patch", type=Path, metavar="PATCH")
     command.add_argument("--plot", type=Path, metavar="SVG", help="draw where it lands into this file")
     command.add_argument("--json", action="store_true", help="print it as JSON")
@@ -41,9 +39,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(name, help=text)
         command.add_argument("patch", type=Path, metavar="PATCH")
         command.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="it is only read")
-        command.add_argument(
-            "--out", type=Path, required=True, metavar="DIR", help="a new or an empty folder"
-        )
+        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or an empty folder")
         command.set_defaults(run=run)
 
     command = commands.add_parser("verify", help="is a folder the base, the patched model, or neither?")
@@ -63,9 +59,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="PATCH")
     command.add_argument("--rule", choices=RULES, help="what to do where patches of one base do not agree")
     command.add_argument("--chain", action="store_true", help="fold a stack, given from the lowest up")
-    command.add_argument(
-        "--model", type=Path, metavar="BASE", help="the base, where the patches do not suffice"
-    )
+    command.add_argument("--model", type=Path, metavar="BASE", help="the base, where the patches do not suffice")
     command.set_defaults(run=_compose)
 
 
@@ -75,9 +69,7 @@ def _inspect(given: argparse.Namespace) -> int:
         plot(seen, given.plot)
     if given.json:
         fields = asdict(seen) | {"path": str(seen.path)}
-        fields["grid"] = [
-            {"layer": layer, "kind": kind, **asdict(count)} for (layer, kind), count in seen.grid.items()
-        ]
+        fields["grid"] = [{"layer": layer, "kind": kind, **asdict(count)} for (layer, kind), count in seen.grid.items()]
         print(json.dumps(fields, indent=2))
     else:
         print("\n".join(lines(seen)))
@@ -116,7 +108,5 @@ def _compose(given: argparse.Namespace) -> int:
 
 
 def _report(made: PatchSummary) -> None:
-    print(
-        f"{made.path}: {made.size} bytes, {made.changed} of {made.elements} elements, {made.tensors} tensors"
-    )
+    print(f"{made.path}: {made.size} bytes, {made.changed} of {made.elements} elements, {made.tensors} tensors")
     print(f"base   {made.base_fingerprint}\nresult {made.result_fingerprint or 'not known without the base'}")

@@ -177,7 +177,5 @@ def _order(patches: Sequence[Patch]) -> list[Patch]:
 def _require_base(folder: Folder, patch: Patch) -> Folder:
     found = fingerprint(folder)
     if found != patch.base_fingerprint:
-        raise InputError(
-            f"{patch.path} is for the base {patch.base_fingerprint}, and {folder.path} is {found}"
-        )
+        raise InputError(f"{patch.path} is for the base {patch.base_fingerprint}, and {folder.path} is {found}")
     return folder

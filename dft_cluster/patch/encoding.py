@@ -45,9 +45,7 @@ class Places:
         else:
             found = _from_gaps(self.index, WORD[self.kind])
         if len(found) != self.count or (len(found) and found[-1] >= numel):
-            raise InputError(
-                f"a patch's block names {len(found)} places, not {self.count} within {numel}: damaged"
-            )
+            raise InputError(f"a patch's block names {len(found)} places, not {self.count} within {numel}: damaged")
         return found
 
 

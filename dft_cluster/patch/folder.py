@@ -31,9 +31,7 @@ class Folder:
                 raise InputError(f"{file} cannot be read: {error.strerror}") from error
             for name in self.headers[file].entries:
                 if name in self._file_of:
-                    raise InputError(
-                        f"tensor {name!r} stands in both {self._file_of[name]} and {file}; keep one"
-                    )
+                    raise InputError(f"tensor {name!r} stands in both {self._file_of[name]} and {file}; keep one")
                 self._file_of[name] = file
         self.names = sorted(self._file_of)
 

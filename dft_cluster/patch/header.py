@@ -80,9 +80,7 @@ def read_exact(file: BinaryIO, offset: int, buffer: np.ndarray, path: Path) -> N
     while done < len(view):
         count = os.preadv(file.fileno(), [view[done:]], offset + done)
         if count == 0:
-            raise InputError(
-                f"{path} ends at byte {offset + done}, {len(view) - done} bytes too early: truncated?"
-            )
+            raise InputError(f"{path} ends at byte {offset + done}, {len(view) - done} bytes too early: truncated?")
         done += count
 
 
@@ -109,9 +107,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
             raise InputError(f"{path}: tensor {name!r} begins at byte {entry.start}, where {end} was due")
         end = entry.stop
     if end != size:
-        raise InputError(
-            f"{path}: the header describes {end} bytes, the file has {size}: truncated or damaged"
-        )
+        raise InputError(f"{path}: the header describes {end} bytes, the file has {size}: truncated or damaged")
     return Header(prefix + text.tobytes(), entries, metadata, size)
 
 

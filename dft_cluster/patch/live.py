@@ -73,9 +73,7 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1).view(INTEGERS[tensor.dtype.itemsize])
 
 
-def _fitting(
-    patch: Patch, weights: dict[str, torch.Tensor], rename: Callable[[str], str]
-) -> dict[str, torch.Tensor]:
+def _fitting(patch: Patch, weights: dict[str, torch.Tensor], rename: Callable[[str], str]) -> dict[str, torch.Tensor]:
     """The model's tensors that the patch knows, flat; a tensor that it changes must be there just as it says.
 
     Tensors that it leaves alone may be missing, or lie in the model in another dtype.
@@ -93,9 +91,7 @@ def _fitting(
             if record.changed:
                 problems.append(f"{name} is {tensor.dtype}, not {dtype}; load the model with dtype={dtype}")
         elif type(tensor) is not torch.Tensor or tensor.is_meta or not tensor.is_contiguous():
-            problems.append(
-                f"{name} is not a plain contiguous tensor in memory (sharded, quantized, on meta?)"
-            )
+            problems.append(f"{name} is not a plain contiguous tensor in memory (sharded, quantized, on meta?)")
         else:
             fitting[name] = _flat(tensor)
     if problems:
@@ -142,9 +138,7 @@ def _once(patch: Patch, flat: dict[str, torch.Tensor]) -> list[str]:
     for first, *others in names_at.values():
         for other in others:
             if not _same_change(patch, first, other):
-                raise InputError(
-                    f"{patch.path} changes {first} and {other} differently, but the model ties them"
-                )
+                raise InputError(f"{patch.path} changes {first} and {other} differently, but the model ties them")
     return [first for first, *_ in names_at.values() if first in patch.parts]
 
 

@@ -98,9 +98,7 @@ def _twin(folder: Folder, name: str) -> str | None:
     for candidate in folder.names:
         entry = folder.entry(candidate)
         if candidate != name and (entry.dtype, entry.shape) == (mine.dtype, mine.shape) and mine.numel:
-            pairs = (
-                (block, folder.bits(name, block.start, block.stop)) for block in blocks(candidate, mine.numel)
-            )
+            pairs = ((block, folder.bits(name, block.start, block.stop)) for block in blocks(candidate, mine.numel))
             if all(np.array_equal(bits, folder.bits(candidate, b.start, b.stop)) for b, bits in pairs):
                 return candidate
     return None
@@ -156,9 +154,7 @@ def _compare(folder: Folder, block: Block, other: Bits | None, old_bits: bool) -
     places = encode(positions, block.numel, old.itemsize * (2 if old_bits else 1), dense=old_bits)
     before, after = (bits if places.kind == Kind.DENSE else bits[positions] for bits in (old, new))
     result = block_digest(new) if len(positions) else digest
-    return _Compared(
-        block, digest, result, len(positions), Change(places, before if old_bits else None, after)
-    )
+    return _Compared(block, digest, result, len(positions), Change(places, before if old_bits else None, after))
 
 
 def _record(form: Record, compared: list[_Compared]) -> Record:

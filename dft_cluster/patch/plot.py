@@ -41,9 +41,7 @@ def svg(seen: Inspection) -> str:
             count = seen.grid.get((layer, kind))
             if count is not None:
                 parts.append(_cell(LEFT + column * CELL, y, count, largest, f"layer {layer}, {kind}"))
-    parts.append(
-        _text(LEFT, TOP + len(kinds) * CELL + 34, f"white: 0 %   dark: {largest:.4%} of the elements")
-    )
+    parts.append(_text(LEFT, TOP + len(kinds) * CELL + 34, f"white: 0 %   dark: {largest:.4%} of the elements"))
     return "\n".join([*parts, "</svg>", ""])
 
 

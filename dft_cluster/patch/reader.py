@@ -64,19 +64,13 @@ class Patch:
         self._entries = header.entries
         version = self.metadata.get("format_version")
         if version is None:
-            raise InputError(
-                f"{self.path} is a safetensors file, but no knowledge patch: it has no format_version"
-            )
+            raise InputError(f"{self.path} is a safetensors file, but no knowledge patch: it has no format_version")
         if version != record.FORMAT_VERSION:
             known = record.FORMAT_VERSION
-            raise InputError(
-                f"{self.path} has format version {version[:40]!r}; this program reads version {known}"
-            )
+            raise InputError(f"{self.path} has format version {version[:40]!r}; this program reads version {known}")
         self.checksum = self.metadata.get("checksum", "")
         if header.raw.count(self.checksum.encode()) != 1 or self.checksum != self._measured(header.raw):
-            raise InputError(
-                f"{self.path} is damaged: its content is not that of its checksum {self.checksum[:64]!r}"
-            )
+            raise InputError(f"{self.path} is damaged: its content is not that of its checksum {self.checksum[:64]!r}")
         self.has_old_bits = self.metadata.get("old_bits") == "true"
         self.records = record.parse(self.metadata.get("tensors", ""), str(self.path))
         self.below = stack.parse(self.metadata.get("below", "[]"), str(self.path))
@@ -84,13 +78,9 @@ class Patch:
         self.result_fingerprint = record.result_fingerprint(self.records)
         for key in ("base_fingerprint", "result_fingerprint"):
             if self.metadata.get(key) != getattr(self, key):
-                raise InputError(
-                    f"{self.path} contradicts itself: its {key} is not that of its list of tensors"
-                )
+                raise InputError(f"{self.path} contradicts itself: its {key} is not that of its list of tensors")
         if not self.has_old_bits and not self.result_fingerprint:
-            raise InputError(
-                f"{self.path} has neither old bits nor a result, so that nothing could be checked"
-            )
+            raise InputError(f"{self.path} has neither old bits nor a result, so that nothing could be checked")
         self.parts = {name: self._part(name) for name, form in self.records.items() if form.changed}
         own = {f"{name}:{what}" for name in self.parts for what in self._kinds_of_entry()}
         if own != set(self._entries):
@@ -160,9 +150,7 @@ class Patch:
             1,
         )
         if not fits or any((v.dtype, v.shape) != (form.dtype, (v.numel,)) for v in values):
-            raise InputError(
-                f"{self.path}: what it holds for {name} does not have the form of its {blocks} blocks"
-            )
+            raise InputError(f"{self.path}: what it holds for {name} does not have the form of its {blocks} blocks")
         rows = self._read(f"{name}:blocks", 0, blocks * 3).reshape(blocks, 3).astype(np.int64)
         part = Part(name, form.numel, rows[:, 0], rows[:, 1], _before(rows[:, 1]), _before(rows[:, 2]))
         ends = (part.values[-1], part.index[-1])

@@ -83,15 +83,8 @@ def rewrite(patch: Patch, folder: Folder, target: Path, forward: bool) -> str:
     def work(block: Block) -> Put:
         return put(patch, block, folder.bits(block.name, block.start, block.stop), forward)
 
-    layout = {
-        file: sorted(h.entries, key=lambda name: h.entries[name].start) for file, h in folder.headers.items()
-    }
-    every = (
-        block
-        for names in layout.values()
-        for name in names
-        for block in blocks(name, folder.entry(name).numel)
-    )
+    layout = {file: sorted(h.entries, key=lambda name: h.entries[name].start) for file, h in folder.headers.items()}
+    every = (block for names in layout.values() for name in names for block in blocks(name, folder.entry(name).numel))
     digests: dict[str, str] = {}
     with closing(ordered(work, every)) as results, syncing() as sync:
         for file, names in layout.items():

@@ -101,9 +101,7 @@ def _see(patch: Patch, folder: Folder, block: Block) -> _Seen:
 
 def _is_patched(record: Record, digest: str, seen: list[_Seen]) -> bool:
     """By the digest the patch states, or, where it states none, by the base's once the old bits are back."""
-    return (
-        digest == record.result if record.result else tensor_digest([s.reverted for s in seen]) == record.base
-    )
+    return digest == record.result if record.result else tensor_digest([s.reverted for s in seen]) == record.base
 
 
 def _where(record: Record, seen: list[_Seen]) -> str:

@@ -72,9 +72,7 @@ class PatchWriter:
             entries |= self._sizes(name, form.dtype, -(-form.numel // BLOCK), 2**62, 2**62)
         self._room = -(-len(self._header(entries, largest, below, record.UNSEALED)) // 8) * 8
         if self._room > LARGEST_HEADER:
-            raise InputError(
-                f"a header of {self._room} bytes is over the {LARGEST_HEADER} that safetensors allows"
-            )
+            raise InputError(f"a header of {self._room} bytes is over the {LARGEST_HEADER} that safetensors allows")
         file.write(bytes(8 + self._room))
 
     def add(self, name: str, form: Record, changes: Sequence[Change]) -> None:

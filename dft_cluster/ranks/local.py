@@ -47,4 +47,3 @@ class LocalTeam:
 
     def close(self) -> None:
         self.everyone.call(Rank.leave)
-

@@ -59,7 +59,12 @@ class Rank:
         return storage.exists(name) and storage.read(name).decode() == word
 
     def build(
-        self, place: Place, source: Source, train: TrainSettings, cluster: ClusterSettings, parameters: Sequence[Parameter]
+        self,
+        place: Place,
+        source: Source,
+        train: TrainSettings,
+        cluster: ClusterSettings,
+        parameters: Sequence[Parameter],
     ) -> int:
         """Joins the group, builds the engine and loads θ; returns the elements of this rank's shard."""
         self._progress = ("build", 0, 0, 0.0)
@@ -84,7 +89,9 @@ class Rank:
         self._engine.load(Folder(self._folder(source)), self.parameters)
         self._engine.forget()
 
-    def fine_tune(self, examples: Sequence[Example], pad: int, round_: int, phase: str, epochs: int | None = None) -> FineTune:
+    def fine_tune(
+        self, examples: Sequence[Example], pad: int, round_: int, phase: str, epochs: int | None = None
+    ) -> FineTune:
         """Trains θ in place; goes on with the optimizer as it is."""
 
         def watch(done: int, total: int, loss: float) -> None:

@@ -125,7 +125,9 @@ class Part:
         entry = self.header.entries[bits]
         before = 0
         for place in range(0, high - first, BLOCK):
-            packed = self._read(bits, place // 8, min(place + BLOCK + 7, (entry.stop - entry.start) * 8) // 8, np.dtype("u1"))
+            packed = self._read(
+                bits, place // 8, min(place + BLOCK + 7, (entry.stop - entry.start) * 8) // 8, np.dtype("u1")
+            )
             mask = np.unpackbits(packed)[: min(BLOCK, high - first - place)].view(bool)
             count = int(np.count_nonzero(mask))
             skip = max(0, low - first - place)

@@ -60,7 +60,9 @@ class Record:
 
     def refuse_if_never(self) -> None:
         if self.config.run.resume == "never" and self.exists:
-            raise InputError(f"run.name: {self.storage.uri} already holds a run and run.resume is never; name another run")
+            raise InputError(
+                f"run.name: {self.storage.uri} already holds a run and run.resume is never; name another run"
+            )
 
     def _compare(self, identity: dict[str, Any]) -> None:
         """Refuses another config or other data, with the difference shown; notes what may change bits only."""
@@ -81,7 +83,12 @@ class Record:
                 f"{self.storage.uri} holds a run of another config; it cannot go on with this one (name another run, or "
                 "change back):\n" + "\n".join(f"  {line}" for line in changed)
             )
-        shape = ("ranks_per_group", "threads", "gpus_per_rank", *(("groups",) if self.config.method.name == "full" else ()))
+        shape = (
+            "ranks_per_group",
+            "threads",
+            "gpus_per_rank",
+            *(("groups",) if self.config.method.name == "full" else ()),
+        )
         differing = [
             f"cluster.{key} {before['cluster'].get(key)} → {now['cluster'][key]}"
             for key in shape
@@ -124,7 +131,9 @@ class Record:
             self._write_lines()
 
     def _write_lines(self) -> None:
-        self.storage.write("metrics.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self.lines).encode())
+        self.storage.write(
+            "metrics.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self.lines).encode()
+        )
 
 
 def _sayable(value: Any) -> Any:

@@ -112,9 +112,7 @@ def _setup(run: RunData) -> str:
         ("ranks per group", run.setting("cluster.ranks_per_group")),
         ("seed", run.setting("train.seed")),
     ]
-    items = "".join(
-        f"<div><dt>{name}</dt><dd>{text(value)}</dd></div>" for name, value in known if value is not None
-    )
+    items = "".join(f"<div><dt>{name}</dt><dd>{text(value)}</dd></div>" for name, value in known if value is not None)
     return f'<dl class="setup">{items}</dl>' if items else ""
 
 
@@ -126,9 +124,7 @@ def _footer(run: RunData) -> str:
     known.append(("versions", versions or None))
     known.append(("stop reason", run.end.get("stop_reason")))
     items = "".join(
-        f"<dt>{text(name)}</dt><dd><code>{text(value)}</code></dd>"
-        for name, value in known
-        if value is not None
+        f"<dt>{text(name)}</dt><dd><code>{text(value)}</code></dd>" for name, value in known if value is not None
     )
     config = json.dumps(record.get("config") or {}, indent=2, ensure_ascii=False, default=str)
     details = f"<details><summary>The resolved config</summary><pre>{text(config)}</pre></details>"

@@ -45,9 +45,7 @@ class RunData:
     def kept(self) -> Json:
         """The line of the round whose weights the run kept: the best one, or by config the last."""
         best = self.end.get("best_round") if self.setting("converge.keep") != "last" else None
-        return next(
-            (line for line in self.rounds if line["round"] == best), self.rounds[-1] if self.rounds else {}
-        )
+        return next((line for line in self.rounds if line["round"] == best), self.rounds[-1] if self.rounds else {})
 
     @property
     def after(self) -> Json:

@@ -83,9 +83,7 @@ def times(run: RunData) -> str:
     ]
     chart = charts.timeline("timeline", "Seconds by round and phase", spans, 2 if parallel else 1)
     order = "old and new train side by side" if parallel else "one phase after the other"
-    return _figure(
-        "Timeline", f"a row per round, {order}; totals over the run in the key", chart, _legend(totals)
-    )
+    return _figure("Timeline", f"a row per round, {order}; totals over the run in the key", chart, _legend(totals))
 
 
 def resources(run: RunData) -> str:
@@ -212,9 +210,7 @@ def _segments(line: Json, parallel: bool) -> list[Segment]:
     for phase in PHASES:
         beside = parallel and phase in SIDES
         if spent[phase] > 0:
-            segments.append(
-                Segment(phase, 0.0 if beside else at, spent[phase], SIDES.index(phase) if beside else None)
-            )
+            segments.append(Segment(phase, 0.0 if beside else at, spent[phase], SIDES.index(phase) if beside else None))
         at = max(at, spent[phase]) if beside else at + spent[phase]
     return segments
 

@@ -41,9 +41,7 @@ def answers(run: RunData) -> str:
     right = sum(mark == RIGHT for mark in marks)
     shown = _shown(len(marks), SHOWN_ANSWERS)
     note = f"{right} of the {len(marks)} sampled answers are the new ones now{shown}."
-    head = "".join(
-        f'<th scope="col">{name}</th>' for name in ("prompt", "old", "new", "before", "after", "now gives")
-    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("prompt", "old", "new", "before", "after", "now gives"))
     return (
         f'<section><h2>Before and after</h2><p>{note}</p><table class="cards" data-table="answers">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></section>"
@@ -116,14 +114,11 @@ def rounds(run: RunData) -> str:
     head = "".join(f'<th scope="colgroup" colspan="{size}">{text(group)}</th>' for group, size in groups)
     first = [index == 0 or columns[index - 1].group != one.group for index, one in enumerate(columns)]
     names = "".join(
-        f'<th scope="col"{edge(starts)}>{text(one.name)}</th>'
-        for one, starts in zip(columns, first, strict=True)
+        f'<th scope="col"{edge(starts)}>{text(one.name)}</th>' for one, starts in zip(columns, first, strict=True)
     )
     body = "".join(
         f'<tr><th scope="row">{_row_name(line, run)}</th>'
-        + "".join(
-            f"<td{edge(starts)}>{one.cell(line)}</td>" for one, starts in zip(columns, first, strict=True)
-        )
+        + "".join(f"<td{edge(starts)}>{one.cell(line)}</td>" for one, starts in zip(columns, first, strict=True))
         + "</tr>"
         for line in lines
     )
@@ -171,9 +166,7 @@ def _columns() -> list[Column]:
     def total(line: Json) -> str:
         return duration(sum(line["seconds"].values())) if line.get("seconds") else NOTHING
 
-    columns = [
-        Column(metric, part, plain(f"{metric}.{part}")) for metric in METRICS for part in ("exact", "token")
-    ]
+    columns = [Column(metric, part, plain(f"{metric}.{part}")) for metric in METRICS for part in ("exact", "token")]
     columns += [Column("still", "old", plain("still_old"))]
     columns += [Column("generated", name, plain(f"generated.{name}")) for name in METRICS]
     columns += [Column("perplexity", "held text", of("perplexity", lambda value: decimals(value, 2)))]

@@ -47,7 +47,9 @@ class Storage:
 
     def folders(self, name: str) -> list[str]:
         selector = fs.FileSelector(self.path(name), allow_not_found=True)
-        return sorted(info.base_name for info in self.system.get_file_info(selector) if info.type == fs.FileType.Directory)
+        return sorted(
+            info.base_name for info in self.system.get_file_info(selector) if info.type == fs.FileType.Directory
+        )
 
     def make(self, name: str = "") -> None:
         self.system.create_dir(self.path(name), recursive=True)
@@ -106,7 +108,9 @@ class Storage:
         copy = scratch / name
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            coming = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")  # a copy cut short must not pass for a whole one
+            coming = copy.with_name(
+                f".{copy.name}.{uuid.uuid4().hex}"
+            )  # a copy cut short must not pass for a whole one
             if self.size(name) is None:
                 coming.mkdir()
             fs.copy_files(self.path(name), str(coming), source_filesystem=self.system, destination_filesystem=_HERE)
@@ -117,5 +121,7 @@ class Storage:
         """A local file or folder to its place here."""
         if self.local is not None and source.absolute() == (self.local / name).absolute():
             return
-        self.system.create_dir(self.path(name) if source.is_dir() else self.path(name).rpartition("/")[0], recursive=True)
+        self.system.create_dir(
+            self.path(name) if source.is_dir() else self.path(name).rpartition("/")[0], recursive=True
+        )
         fs.copy_files(str(source), self.path(name), source_filesystem=_HERE, destination_filesystem=self.system)

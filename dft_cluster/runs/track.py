@@ -34,9 +34,15 @@ class Tracker:
             id=identity["wandb_id"],
             resume="allow" if mode == "online" else None,
             tags=list(config.track.tags),
-            config={"config": identity["config"], "fingerprints": identity["fingerprints"], "versions": identity["versions"]},
+            config={
+                "config": identity["config"],
+                "fingerprints": identity["fingerprints"],
+                "versions": identity["versions"],
+            },
             dir=str(self._folder),
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True),
+            settings=wandb.Settings(
+                console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True
+            ),
         )
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")

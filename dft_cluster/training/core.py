@@ -134,4 +134,3 @@ class Core:
             f.parameter for f in self.fragments
             if f.buffer == number and bool(((bad >= f.offset) & (bad < f.offset + f.length)).any())
         }  # fmt: skip
-

@@ -156,7 +156,9 @@ class Engine:
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         weights = list(model.parameters())
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, model_parameters=weights, config=settings)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, model_parameters=weights, config=settings
+        )
         self.module = self._engine.module
         self.keeps = can_keep(self.module)
         self.device = torch.device(self._engine.device)
@@ -237,6 +239,8 @@ class Engine:
 
     def _set_rate(self, step: int, total: int) -> None:
         done = step / total
-        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.train.schedule]
+        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
+            self.train.schedule
+        ]
         for group in self._optimizer.param_groups:
             group["lr"] = self.train.lr * factor

@@ -44,7 +44,9 @@ def test_fragments_cover_every_element_once_and_say_the_same_in_every_stage(mode
     weights = parameters(model)
     files = Folder(model)
     start = torch.cat([files.flat(p.saved, 0, p.numel) for p in weights])
-    offsets = dict(zip([p.index for p in weights], itertools.accumulate((p.numel for p in weights), initial=0), strict=False))
+    offsets = dict(
+        zip([p.index for p in weights], itertools.accumulate((p.numel for p in weights), initial=0), strict=False)
+    )
     team = ActorTeam([Eyes.crew(world)], 120, silent)
     try:
         for stage, precision in itertools.product((1, 2, 3), ("bf16", "fp32")):

@@ -26,7 +26,9 @@ SECRET = "w4ndb-s3cr3t-0123456789abcdef0123456789abcd"
 
 @pytest.fixture
 def config(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> Path:
-    settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", cluster={"address": "local"}, track={"wandb": "offline"})
+    settings = runs.config(
+        tiny_model, tiny_facts, tmp_path / "runs", cluster={"address": "local"}, track={"wandb": "offline"}
+    )
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(settings.to_json()))
     return file
@@ -34,7 +36,9 @@ def config(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> Path:
 
 def update(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*UPDATE, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False
+    )
 
 
 @contextmanager
@@ -174,7 +178,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 100 KiB of its own."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
@@ -191,7 +197,9 @@ def test_a_full_disk_ends_the_run_with_what_to_do_and_the_round_before_whole(con
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
     settings = runs.config(tiny_model, tiny_facts, tmp_path, run={"name": "dies"})
 
     def kill_one(text: str) -> None:

@@ -53,5 +53,8 @@ def test_the_delicate_step_costs_eight_bytes_an_element(tmp_path: Path, stage: i
     peaks = pair.everyone.call(Rank.peak_memory)
     pair.close()
     allowed = baseline + 8 * elements + (64 << 20)
-    print(f"stage {stage}: {elements} elements, plain {baseline >> 20} MiB, ranks {[p >> 20 for p in peaks]} MiB, allowed {allowed >> 20} MiB")
+    print(
+        f"stage {stage}: {elements} elements, plain {baseline >> 20} MiB, ranks {[p >> 20 for p in peaks]} MiB, "
+        f"allowed {allowed >> 20} MiB"
+    )
     assert max(peaks) <= allowed

@@ -90,8 +90,7 @@ def overlaps(words: list[list[Any]]) -> list[tuple[str, str]]:
         (one[0], other[0])
         for index, one in enumerate(words)
         for other in words[index + 1 :]
-        if min(one[3], other[3]) - max(one[1], other[1]) > 1
-        and min(one[4], other[4]) - max(one[2], other[2]) > 4
+        if min(one[3], other[3]) - max(one[1], other[1]) > 1 and min(one[4], other[4]) - max(one[2], other[2]) > 4
     ]
 
 
@@ -166,12 +165,7 @@ def test_every_chart_is_drawn_and_no_text_overlaps_or_spills(
         assert chart["marks"] > 0, chart["name"]
         assert not overlaps(chart["words"]), chart["name"]
         for words, *place in chart["words"]:
-            inside = (
-                place[0] >= left - 1
-                and place[1] >= top - 1
-                and place[2] <= right + 1
-                and place[3] <= bottom + 1
-            )
+            inside = place[0] >= left - 1 and place[1] >= top - 1 and place[2] <= right + 1 and place[3] <= bottom + 1
             assert inside, (chart["name"], words)
     assert seen["spill"] <= 0
 

@@ -83,8 +83,12 @@ def test_a_round_is_the_formula(tiny_model: Path, tiny_facts: Path, tmp_path: Pa
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 def test_two_groups_give_the_bits_of_one(tiny_model: Path, tiny_facts: Path, tmp_path: Path, scope: str) -> None:
     sections: dict[str, Any] = {"method": {"scope": scope, "top": 0.3, "rounds": 2, "of": "conflicts"}}
-    one = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, cluster={"groups": 1}, run={"name": "one"}, **sections))
-    two = runs.on_cluster(runs.config(tiny_model, tiny_facts, tmp_path, cluster={"groups": 2}, run={"name": "two"}, **sections))
+    one = runs.alone(
+        runs.config(tiny_model, tiny_facts, tmp_path, cluster={"groups": 1}, run={"name": "one"}, **sections)
+    )
+    two = runs.on_cluster(
+        runs.config(tiny_model, tiny_facts, tmp_path, cluster={"groups": 2}, run={"name": "two"}, **sections)
+    )
     for number in (1, 2):
         assert runs.parts(one, number) == runs.parts(two, number)
     for a, b in zip(one.rounds, two.rounds, strict=True):
@@ -131,7 +135,9 @@ def test_a_run_on_two_by_two_ranks_leaves_what_the_contract_names(
 
 
 def test_keep_best_ends_with_the_best_round(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
-    settings = runs.config(tiny_model, tiny_facts, tmp_path, converge={"keep": "best", "on": "token"}, method={"rounds": 4, "top": 0.5})
+    settings = runs.config(
+        tiny_model, tiny_facts, tmp_path, converge={"keep": "best", "on": "token"}, method={"rounds": 4, "top": 0.5}
+    )
     record = runs.alone(settings)
     best = record.lines[-1]["best_round"]
     score = [(line["reliability"]["token"], line["locality"]["token"]) for line in record.rounds]
@@ -150,7 +156,9 @@ def test_keep_best_ends_with_the_best_round(tiny_model: Path, tiny_facts: Path, 
 
 
 @pytest.mark.parametrize("method", ["dft", "full"])
-@pytest.mark.parametrize(("words", "times"), [("measuring", 1), ("round 1", 1), ("round 1", 2), ("round 3", 1), ("making the patch", 1)])
+@pytest.mark.parametrize(
+    ("words", "times"), [("measuring", 1), ("round 1", 1), ("round 1", 2), ("round 3", 1), ("making the patch", 1)]
+)
 def test_killed_and_resumed_ends_with_the_bits_of_one_never_killed(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, words: str, times: int
 ) -> None:
@@ -167,7 +175,9 @@ def test_killed_and_resumed_ends_with_the_bits_of_one_never_killed(
         for name in ("reliability", "generality", "locality", "generated", "perplexity", "loss"):
             assert a.get(name) == b.get(name)
     patches = [tmp_path / "same", tmp_path / "again" / "same"]
-    assert [load_bits(p / "patch.safetensors") for p in patches[:1]] == [load_bits(p / "patch.safetensors") for p in patches[1:]]
+    assert [load_bits(p / "patch.safetensors") for p in patches[:1]] == [
+        load_bits(p / "patch.safetensors") for p in patches[1:]
+    ]
 
 
 def load_bits(file: Path) -> dict[str, list[Any]]:
@@ -188,7 +198,9 @@ def test_a_checkpoint_cut_short_is_left_aside_and_said(tiny_model: Path, tiny_fa
     assert runs.parts(record, 3) == whole
 
 
-def test_a_finished_run_prints_its_result_and_another_config_is_refused(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+def test_a_finished_run_prints_its_result_and_another_config_is_refused(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
     settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1})
     record = runs.alone(settings)
     before = (tmp_path / "dft" / "metrics.jsonl").read_bytes()
@@ -218,7 +230,9 @@ def test_a_nan_delta_stops_the_run_with_the_parameter_and_the_round(
 
 
 @pytest.mark.parametrize("method", ["dft", "full"])
-def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str
+) -> None:
     """DeepSpeed skips steps whose gradients overflow; a run that learned nothing must not look like one that did."""
     settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"name": method}, train={"lr": 3e38, "clip": 0})
     with pytest.raises(RoundRefusedError, match=r"the loss of the (old|new) answers is (nan|inf) in step \d+"):
@@ -227,18 +241,26 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Path, tiny_facts: Pa
         json.loads(line, parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize("train", [{"gradient_checkpointing": True}, {"offload": "optimizer"}, {"offload": "optimizer", "zero_stage": 2}])
-def test_what_saves_memory_does_not_change_the_bits(tiny_model: Path, tiny_facts: Path, tmp_path: Path, train: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "train", [{"gradient_checkpointing": True}, {"offload": "optimizer"}, {"offload": "optimizer", "zero_stage": 2}]
+)
+def test_what_saves_memory_does_not_change_the_bits(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, train: dict[str, Any]
+) -> None:
     plain = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "plain", method={"rounds": 1}))
     saving = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "saving", method={"rounds": 1}, train=train))
     assert runs.parts(saving, 1) == runs.parts(plain, 1)
 
 
-def test_everything_offloaded_under_stage_3_and_split_batches_train_alike(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+def test_everything_offloaded_under_stage_3_and_split_batches_train_alike(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
     """Sums in another order: the same losses but for the last bits."""
     plain = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "plain", method={"rounds": 1})).rounds[1]["loss"]
     for name, train in {"all": {"offload": "all", "zero_stage": 3}, "split": {"tokens_per_batch": 16}}.items():
-        other = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / name, method={"rounds": 1}, train=train)).rounds[1]["loss"]
+        other = runs.alone(
+            runs.config(tiny_model, tiny_facts, tmp_path / name, method={"rounds": 1}, train=train)
+        ).rounds[1]["loss"]
         for side in ("old", "new"):
             assert other[side] == pytest.approx(plain[side], rel=1e-4)
 

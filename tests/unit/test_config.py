@@ -145,7 +145,9 @@ def test_yaml_words_and_numbers():
 
 
 def test_off_is_a_word_and_on_is_a_key(tmp_path):
-    config = loaded(tmp_path, "converge: {on: token, reliability: off, patience: off}\ntrack: {wandb: off}\ntrain: {lr: 5e-5}")
+    config = loaded(
+        tmp_path, "converge: {on: token, reliability: off, patience: off}\ntrack: {wandb: off}\ntrain: {lr: 5e-5}"
+    )
     assert (config.converge.on, config.converge.reliability, config.converge.patience) == ("token", "off", "off")
     assert (config.track.wandb, config.train.lr) == ("off", 5e-5)
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import example, given
@@ -149,9 +149,9 @@ class Page(HTMLParser):
         return {attributes[attribute] for _, attributes in self.elements if attribute in attributes}
 
 
-def drawing(page: str, chart: str) -> ElementTree.Element:
+def drawing(page: str, chart: str) -> ET.Element:
     start = page.rindex("<svg", 0, page.index(f'data-chart="{chart}"'))
-    return ElementTree.fromstring(page[start : page.index("</svg>", start) + len("</svg>")])
+    return ET.fromstring(page[start : page.index("</svg>", start) + len("</svg>")])
 
 
 def boxes(page: str, chart: str) -> list[tuple[str, float, float]]:
@@ -186,9 +186,7 @@ def test_the_page_needs_nothing_but_itself_and_is_the_same_every_time() -> None:
 
 
 def test_the_headline_goes_from_round_zero_to_the_kept_round() -> None:
-    page = Page(
-        render(whole_run(metrics=[round_line(0), round_line(1), round_line(2), END | {"best_round": 1}]))
-    )
+    page = Page(render(whole_run(metrics=[round_line(0), round_line(1), round_line(2), END | {"best_round": 1}])))
     assert "10.0 → 11.0 %" in page.text
     assert "20.0 → 21.0 %" in page.text
     assert "Stopped after 2 rounds: reliability 12.0 reached 11.0. Kept: round 1." in page.text
@@ -214,9 +212,7 @@ def test_no_fact_name_or_setting_can_become_markup() -> None:
     record |= {"versions": {HOSTILE: HOSTILE}, "fingerprints": {HOSTILE: HOSTILE}}
     record["config"]["model"]["name"] = HOSTILE
     line = round_line(1, protocol=HOSTILE, memory={HOSTILE: 5})
-    line["core"]["by_layer"].append(
-        {"layer": None, "kind": HOSTILE, "elements": 5, "conflicts": 1, "kept": 1}
-    )
+    line["core"]["by_layer"].append({"layer": None, "kind": HOSTILE, "elements": 5, "conflicts": 1, "kept": 1})
     said = dict.fromkeys(("prompt", "old", "new", "before", "after", "key_old", "key_new", "kind"), HOSTILE)
     run = RunData.from_texts(record, [round_line(0), line, END | {"stop_reason": HOSTILE}], [said], [said])
     page = render(run)
@@ -266,7 +262,7 @@ def test_a_figure_that_is_no_number_is_a_gap(broken: float | None) -> None:
     ]
     page = render(whole_run(metrics=lines))
     for chart in ("perplexity", "loss"):
-        drawn = ElementTree.tostring(drawing(page, chart), encoding="unicode")
+        drawn = ET.tostring(drawing(page, chart), encoding="unicode")
         assert "nan" not in drawn
         assert "inf" not in drawn
     assert len(drawing(page, "perplexity").findall("g")) == 2
@@ -315,19 +311,14 @@ def test_two_groups_train_side_by_side_and_the_rest_follows_the_slower() -> None
 def test_one_group_trains_in_sequence() -> None:
     record = config()
     record["config"]["cluster"]["groups"] = 1
-    spans = {
-        tip.split(":")[0]: (x, width) for tip, x, width in boxes(render(whole_run(config=record)), "timeline")
-    }
+    spans = {tip.split(":")[0]: (x, width) for tip, x, width in boxes(render(whole_run(config=record)), "timeline")}
     old, new, exchange = (spans[f"round 1, {phase}"] for phase in ("old", "new", "exchange"))
     assert new[0] == pytest.approx(old[0] + old[1], abs=0.02)
     assert exchange[0] == pytest.approx(new[0] + new[1], abs=0.02)
 
 
 def test_the_loss_breaks_where_a_round_begins() -> None:
-    paths = [
-        one.attrib["d"]
-        for one in drawing(render(whole_run()), "loss").findall("path[@class='line tone-new']")
-    ]
+    paths = [one.attrib["d"] for one in drawing(render(whole_run()), "loss").findall("path[@class='line tone-new']")]
     assert [path.count("M") for path in paths] == [2]
     assert [path.count("L") for path in paths] == [4]
 
@@ -350,9 +341,7 @@ def test_a_round_run_again_counts_once_and_a_continued_run_has_no_end() -> None:
 def test_the_rounds_table_has_a_row_per_round_and_the_protocols_that_applied() -> None:
     changed = round_line(2, protocol="teacher-forced, template=chat")
     page = Page(render(whole_run(metrics=[round_line(0), round_line(1), changed, END])))
-    assert (
-        sum(1 for tag, attributes in page.elements if attributes.get("scope") == "row" and tag == "th") == 3
-    )
+    assert sum(1 for tag, attributes in page.elements if attributes.get("scope") == "row" and tag == "th") == 3
     assert "teacher-forced, template=plain (rounds 0 to 1)" in page.text
     assert "teacher-forced, template=chat (rounds 2 to 2)" in page.text
     assert "2 ★" in page.text
@@ -375,18 +364,13 @@ def test_the_footer_names_what_would_be_needed_to_run_it_again() -> None:
         ("", True, OTHER),
     ],
 )
-def test_the_verdict_folds_case_and_punctuation(
-    after: str, contains: bool, expected: tuple[str, str]
-) -> None:
+def test_the_verdict_folds_case_and_punctuation(after: str, contains: bool, expected: tuple[str, str]) -> None:
     assert verdict(answer(after), contains) == expected
 
 
 def test_a_long_list_of_answers_is_cut_and_says_so() -> None:
     page = Page(render(whole_run(answers=[answer("Berlin")] * (SHOWN_ANSWERS + 5))))
-    assert (
-        f"65 of the 65 sampled answers are the new ones now (the first {SHOWN_ANSWERS} of 65 are shown)"
-        in page.text
-    )
+    assert f"65 of the 65 sampled answers are the new ones now (the first {SHOWN_ANSWERS} of 65 are shown)" in page.text
     assert page.text.count("✓ the new") == SHOWN_ANSWERS
 
 
@@ -452,9 +436,7 @@ def luminance(colour: str) -> float:
     """WCAG's relative luminance of #rgb or #rrggbb."""
     digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
     parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    )
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 

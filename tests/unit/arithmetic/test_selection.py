@@ -34,7 +34,9 @@ def cut_up(parameters: list[torch.Tensor], shards: int) -> list[list[Piece]]:
     return dealt
 
 
-def reassembled(shards: list[list[Piece]], masks: list[list[np.ndarray]], parameters: list[torch.Tensor]) -> torch.Tensor:
+def reassembled(
+    shards: list[list[Piece]], masks: list[list[np.ndarray]], parameters: list[torch.Tensor]
+) -> torch.Tensor:
     whole = [torch.zeros(keys.numel(), dtype=torch.bool) for keys in parameters]
     for shard, shard_masks in zip(shards, masks, strict=True):
         for piece, mask in zip(shard, shard_masks, strict=True):
@@ -127,7 +129,9 @@ floats = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(floats, floats), min_size=1, max_size=50))
-def test_contrast_is_the_difference_where_signs_oppose_and_a_clean_zero_elsewhere(pairs: list[tuple[float, float]]) -> None:
+def test_contrast_is_the_difference_where_signs_oppose_and_a_clean_zero_elsewhere(
+    pairs: list[tuple[float, float]],
+) -> None:
     new, old = (torch.tensor(side, dtype=torch.float32) for side in zip(*pairs, strict=True))
     opposed = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
     expected = torch.where(opposed, (new - old).abs(), torch.zeros(()))

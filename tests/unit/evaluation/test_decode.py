@@ -44,7 +44,9 @@ def test_greedy_in_a_batch_is_each_prompt_alone(model):
 def test_greedy_is_generate(llama):
     for prompt in PROMPTS:
         ids = torch.tensor([prompt])
-        right = llama.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6, eos_token_id=None)
+        right = llama.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6, eos_token_id=None
+        )
         assert greedy(llama, [prompt], 0, CPU, 6, (), together=False) == [tuple(right[0, len(prompt) :].tolist())]
 
 

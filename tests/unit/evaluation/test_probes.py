@@ -51,7 +51,10 @@ def test_within_the_models_own_sentence_only_the_key_counts(layout):
     asked = probes(FACTS, pairs, layout)
     assert said(layout, asked, "reliability") == [
         (0, "The sign of Arden is It is", " seven"), (1, "The sign of Borland is", " white and black")]  # fmt: skip
-    assert said(layout, asked, "old") == [(0, "The sign of Arden is It is", " red"), (1, "The sign of Borland is", " blue")]
+    assert said(layout, asked, "old") == [
+        (0, "The sign of Arden is It is", " red"),
+        (1, "The sign of Borland is", " blue"),
+    ]
     assert said(layout, asked, "generality")[0] == (0, "Arden has It is", " seven")
 
 

@@ -85,7 +85,12 @@ def test_a_score_of_nothing_makes_their_mean_nothing():
     assert scores.likelihood(kinds, said) == {"ES": 0, "S": 0}
 
 
-KINDS = [asked("reliability", 1, fact=0), asked("reliability", 1, fact=1), asked("generality", 1, fact=1), asked("locality", 1)]
+KINDS = [
+    asked("reliability", 1, fact=0),
+    asked("reliability", 1, fact=1),
+    asked("generality", 1, fact=1),
+    asked("locality", 1),
+]
 
 
 def test_generated_answers_are_folded():

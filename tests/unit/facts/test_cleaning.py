@@ -37,8 +37,7 @@ def test_what_changes_nothing_contradicts_nothing():
 def test_the_report_counts_and_shows_three():
     facts = [Fact(str(n), f"p{n}", "a", "A") for n in range(4)] + [Fact("x", "q", "a", "b")]
     assert clean(facts).report() == (
-        "4 of 5 facts left out (changes nothing): [0] 'p0': 'a' → 'A'; "
-        "[1] 'p1': 'a' → 'A'; [2] 'p2': 'a' → 'A'; …"
+        "4 of 5 facts left out (changes nothing): [0] 'p0': 'a' → 'A'; [1] 'p1': 'a' → 'A'; [2] 'p2': 'a' → 'A'; …"
     )
     assert clean(facts[-1:]).report() == ""
 

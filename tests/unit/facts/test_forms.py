@@ -117,9 +117,7 @@ def test_a_users_own_spellings(prompt, old, new, rephrase):
 
 
 def test_generation_prompts_are_no_rephrases():
-    record = Record(
-        {**RECORDS["common"], "extra": {"rephrase_kind": "generation_prompt"}}, where="f, line 1", number=1
-    )
+    record = Record({**RECORDS["common"], "extra": {"rephrase_kind": "generation_prompt"}}, where="f, line 1", number=1)
     assert FORMS["common"](record).rephrases == ()
     assert record.tally == {"rephrases left out, as they are not paraphrases": 1}
 
@@ -214,9 +212,7 @@ def test_a_probe_with_an_empty_answer_is_left_out_and_one_without_is_an_error():
 )
 def test_a_missing_field_is_named_with_the_place_and_what_is_there(form, field, named):
     rest = {name: value for name, value in RECORDS[form].items() if name != field}
-    with pytest.raises(
-        InputError, match=rf"f, line 9.*: the field {named} is missing; the fields there are: "
-    ):
+    with pytest.raises(InputError, match=rf"f, line 9.*: the field {named} is missing; the fields there are: "):
         read(form, rest)
 
 

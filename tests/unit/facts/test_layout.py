@@ -9,9 +9,7 @@ from dft_cluster.facts.layout import ALPACA, Example, Layout
 from dft_cluster.models.source import resolve
 from tests import tiny
 
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
 @pytest.fixture(scope="module")

@@ -149,9 +149,7 @@ def alpaca(path, *rows, listed=True):
 
 
 def test_pairs_are_matched_by_instruction_and_input(tmp_path):
-    old = alpaca(
-        tmp_path / "old.json", ("Where?", "Oslo", "In Norway."), ("Who?", "", "Anne."), ("Gone?", "", "Yes.")
-    )
+    old = alpaca(tmp_path / "old.json", ("Where?", "Oslo", "In Norway."), ("Who?", "", "Anne."), ("Gone?", "", "Yes."))
     new = alpaca(
         tmp_path / "new.jsonl",
         ("Who?", "", "Eva."),
@@ -233,15 +231,11 @@ def test_hub_records_are_told_like_a_files(tmp_path):
 
 @pytest.mark.usefixtures("hub_cache")
 def test_what_the_hub_lacks_is_named(tmp_path):
-    with pytest.raises(
-        InputError, match=r"data set 'json', file '.*gone\.jsonl', split 'train': not loadable"
-    ):
+    with pytest.raises(InputError, match=r"data set 'json', file '.*gone\.jsonl', split 'train': not loadable"):
         read("json", "hub", file=str(tmp_path / "gone.jsonl"))
     with pytest.raises(InputError, match="split 'elsewhere': not loadable"):
         read("json", "hub", file=lines(tmp_path / "rows.jsonl", MINE), split="elsewhere")
-    with pytest.raises(
-        InputError, match=r"someone/something: there is no such file; .* needs the format 'hub'"
-    ):
+    with pytest.raises(InputError, match=r"someone/something: there is no such file; .* needs the format 'hub'"):
         read("someone/something")
     with pytest.raises(InputError, match="the facts format is 'auto', not 'hub'"):
         read("someone/something", file="x.json")
@@ -306,9 +300,7 @@ def test_upstream_and_common_form_agree():
 
 @needs_data
 def test_only_true_paraphrases_of_counterfact_stay():
-    rows = [
-        json.loads(line) for line in (DATA / "counterfact.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    rows = [json.loads(line) for line in (DATA / "counterfact.jsonl").read_text(encoding="utf-8").splitlines()]
     true = {row["id"] for row in rows if row["extra"]["rephrase_kind"] == "paraphrase"}
     reading = read(str(DATA / "counterfact.jsonl"))
     assert {fact.id for fact in reading.facts if fact.rephrases} == true

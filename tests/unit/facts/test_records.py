@@ -14,9 +14,7 @@ def write(tmp_path, content, name="facts.jsonl"):
 
 def test_lines_and_list_hold_the_same_records(tmp_path):
     rows = [{"a": "1"}, {"a": "2\u2028still the same line"}]
-    lines = load_json(
-        write(tmp_path, "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
-    )
+    lines = load_json(write(tmp_path, "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"))
     listed = load_json(write(tmp_path, " \n" + json.dumps(rows), "facts.json"))
     assert [r.fields for r in lines] == [r.fields for r in listed] == rows
     assert [r.where for r in lines] == ["facts.jsonl, line 1", "facts.jsonl, line 2"]

@@ -48,7 +48,9 @@ def test_facts_and_model_say_who_they_are(settings):
 
 
 def test_every_problem_is_told_at_once(settings, tmp_path):
-    told = refused(settings(facts={"path": str(tmp_path / "none.jsonl")}, train={"template": "chat"}, method={"top": 1e-9}))
+    told = refused(
+        settings(facts={"path": str(tmp_path / "none.jsonl")}, train={"template": "chat"}, method={"top": 1e-9})
+    )
     assert "none.jsonl" in told and "train.template" in told and "method.top" in told
     told = refused(settings(facts={"path": str(tmp_path / "none.jsonl")}, model={"name": str(tmp_path)}))
     assert "none.jsonl" in told and "model.name" in told

@@ -34,7 +34,10 @@ def test_a_run_stops_in_the_round_that_reaches_the_target():
     assert stop_reason(lines(0, 50), settings) is None
     assert stop_reason(lines(0, 50, 92), settings) == "reliability (exact) 92.0 reached 90 in round 2"
     assert stop_reason(lines(95), settings) == "reliability (exact) 95.0 reached 90 in round 0"
-    assert stop_reason(lines(0, 81), config(reliability=90, on="token")) == "reliability (token) 91.0 reached 90 in round 1"
+    assert (
+        stop_reason(lines(0, 81), config(reliability=90, on="token"))
+        == "reliability (token) 91.0 reached 90 in round 1"
+    )
 
 
 def test_the_target_counts_even_in_the_last_round():

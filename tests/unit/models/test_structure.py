@@ -124,7 +124,9 @@ def test_fused_experts_are_refused_with_the_reason(tmp_path):
             num_key_value_heads=1, num_local_experts=2,
         )
     ).save_pretrained(tmp_path)  # fmt: skip
-    with pytest.raises(InputError, match=r"one to one.*experts\.gate_up_proj .* is made out of .*experts\.0\.w1\.weight"):
+    with pytest.raises(
+        InputError, match=r"one to one.*experts\.gate_up_proj .* is made out of .*experts\.0\.w1\.weight"
+    ):
         parameters(tmp_path)
 
 

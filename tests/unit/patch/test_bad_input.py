@@ -52,9 +52,7 @@ def sealed(content: bytes) -> bytes:
     end = header_end(content)
     stated = json.loads(content[8:end])["__metadata__"]["checksum"].encode()
     unsealed = content[:end].replace(stated, UNSEALED)
-    pieces = b"".join(
-        hashlib.sha256(content[i : i + (4 << 20)]).digest() for i in range(end, len(content), 4 << 20)
-    )
+    pieces = b"".join(hashlib.sha256(content[i : i + (4 << 20)]).digest() for i in range(end, len(content), 4 << 20))
     checksum = hashlib.sha256(unsealed + pieces).hexdigest().encode()
     return content[:end].replace(stated, checksum) + content[end:]
 
@@ -268,9 +266,7 @@ def test_no_space_left(save, tensors, edit, tmp_path):
     """A limit on file sizes ends a write just as a full disk does, also without rights to mount one."""
     base = save("base", tensors)
     edit(base, "patch", share=0.9)
-    other = save(
-        "other", {name: tensor.flip(0) if tensor.dim() else tensor for name, tensor in tensors.items()}
-    )
+    other = save("other", {name: tensor.flip(0) if tensor.dim() else tensor for name, tensor in tensors.items()})
     before = sorted(path.name for path in tmp_path.iterdir())
     for words in (
         ["apply", "patch", "--model", "base", "--out", "out"],

@@ -44,9 +44,7 @@ def test_without_overlap(base, variant, tmp_path):
         assert apply(made.path, base, tmp_path / f"out-{known is None}") == wanted
         assert verify(made.path, tmp_path / f"out-{known is None}").state == "patched"
         assert verify(made.path, base).state == "base"
-        assert revert(made.path, tmp_path / "out-True", tmp_path / f"back-{known is None}") == fingerprint(
-            base
-        )
+        assert revert(made.path, tmp_path / "out-True", tmp_path / f"back-{known is None}") == fingerprint(base)
 
 
 def test_where_they_agree(base, variant, tmp_path):

@@ -9,9 +9,7 @@ from dft_cluster.patch import fingerprint
 
 def test_files_and_order_do_not_matter(save, tensors):
     backwards = dict(reversed(tensors.items()))
-    found = {
-        fingerprint(save(f"model{n}", some, n)) for n, some in ((1, tensors), (2, tensors), (5, backwards))
-    }
+    found = {fingerprint(save(f"model{n}", some, n)) for n, some in ((1, tensors), (2, tensors), (5, backwards))}
     assert len(found) == 1
 
 

@@ -19,9 +19,7 @@ def test_reads_what_safetensors_wrote(save, tensors):
         assert torch.equal(folder.tensor(name), tensor)
 
 
-@pytest.mark.parametrize(
-    "span", [(0, 0), (0, 1), (999, 1_048_577), (1_048_576, 1_048_576), (1_099_999, 1_100_000)]
-)
+@pytest.mark.parametrize("span", [(0, 0), (0, 1), (999, 1_048_577), (1_048_576, 1_048_576), (1_099_999, 1_100_000)])
 def test_flat_slices(save, tensors, span):
     name = "model.layers.0.mlp.up_proj.weight"
     part = Folder(save("base", tensors)).flat(name, *span)
@@ -60,9 +58,7 @@ def test_an_index_names_the_files_that_count(save, tensors):
     assert Folder(base).names == sorted(tensors)
 
 
-@pytest.mark.parametrize(
-    "weight_map", [{"a": "../other.safetensors"}, {"a": "missing.safetensors"}, {"a": 3}, {}, [1]]
-)
+@pytest.mark.parametrize("weight_map", [{"a": "../other.safetensors"}, {"a": "missing.safetensors"}, {"a": 3}, {}, [1]])
 def test_an_index_that_leads_nowhere(save, tensors, weight_map):
     base = save("base", tensors)
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -119,6 +115,4 @@ def test_a_broken_weight_file(tmp_path: Path, content: bytes):
 def test_bits_are_unsigned_integers(save, tensors):
     bits = Folder(save("base", tensors)).bits("model.embed_tokens.weight", 0, 8)
     assert bits.dtype == np.uint16
-    assert np.array_equal(
-        bits.view(np.int16), tensors["model.embed_tokens.weight"].flatten()[:8].view(torch.int16)
-    )
+    assert np.array_equal(bits.view(np.int16), tensors["model.embed_tokens.weight"].flatten()[:8].view(torch.int16))

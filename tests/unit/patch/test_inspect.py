@@ -1,5 +1,5 @@
 import json
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
@@ -31,9 +31,7 @@ def test_counts(save, tensors, tmp_path):
     base = save("base", tensors)
     changed = tensors["model.layers.1.self_attn.q_proj.weight"].clone()
     changed[0, :3] = 5
-    made = make(
-        base, {"model.layers.1.self_attn.q_proj.weight": changed}.get, tmp_path / "p", {"method": "dft"}
-    )
+    made = make(base, {"model.layers.1.self_attn.q_proj.weight": changed}.get, tmp_path / "p", {"method": "dft"})
     seen = inspect(made.path)
     assert seen.total.changed == 3
     assert {layer: count.changed for layer, count in seen.by_layer.items()} == {"-": 0, "0": 0, "1": 3}
@@ -57,7 +55,7 @@ def test_text_and_json_and_picture(save, tensors, edit, tmp_path, capsys):
         f"{seen.size} bytes",
     ):
         assert part in text
-    picture = ElementTree.parse(tmp_path / "where.svg").getroot()
+    picture = ET.parse(tmp_path / "where.svg").getroot()
     cells = [rect for rect in picture.iter() if rect.tag.endswith("rect") and len(rect)]
     assert len(cells) == len(seen.grid)
     assert len({cell.get("fill") for cell in cells}) > 2
@@ -75,13 +73,9 @@ def test_names_from_elsewhere_harm_neither_terminal_nor_picture(save, tmp_path, 
     assert "\x1b" not in capsys.readouterr().out
     text = (tmp_path / "where.svg").read_text()
     assert "<script>" not in text
-    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert ET.fromstring(text).tag.endswith("svg")
     assert main(["patch", "verify", str(made.path), "--model", str(base)]) == 0
-    assert (
-        main(["patch", "apply", str(made.path), "--model", str(other), "--out", str(tmp_path / "out")]) == 2
-    )
-    assert (
-        main(["patch", "compose", str(made.path), str(made.path), "--rule", "sum", "--out", str(base)]) == 2
-    )
+    assert main(["patch", "apply", str(made.path), "--model", str(other), "--out", str(tmp_path / "out")]) == 2
+    assert main(["patch", "compose", str(made.path), str(made.path), "--rule", "sum", "--out", str(base)]) == 2
     captured = capsys.readouterr()
     assert "\x1b" not in captured.out + captured.err

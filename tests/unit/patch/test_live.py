@@ -32,9 +32,7 @@ def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
 def edited(save, tmp_path):
     """`edited(model, names, change, old_bits)`: a base with these tensors, and a patch that changes some."""
 
-    def write(
-        model, names=("embed.weight", "up.weight", "scale"), change=("embed.weight", "scale"), old_bits=True
-    ):
+    def write(model, names=("embed.weight", "up.weight", "scale"), change=("embed.weight", "scale"), old_bits=True):
         tensors = {name: tensor for name, tensor in state(model).items() if name in names}
         base = save("base", tensors)
         for name in change:

@@ -74,9 +74,7 @@ def test_memory_is_that_of_a_tensor_and_its_part(tmp_path):
 
 
 def test_it_needs_torch_alone():
-    code = (
-        "import sys, dft_cluster.patch, dft_cluster.__main__; print(*{n.split('.')[0] for n in sys.modules})"
-    )
+    code = "import sys, dft_cluster.patch, dft_cluster.__main__; print(*{n.split('.')[0] for n in sys.modules})"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(ended.stdout.split())
     assert "torch" in loaded

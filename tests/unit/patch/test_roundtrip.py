@@ -61,9 +61,7 @@ def test_every_bit_pattern_survives(save, tmp_path, dtype):
 
 
 def test_minus_zero_is_a_change(save, tmp_path):
-    made = diff(
-        save("plus", {"a": torch.zeros(9)}), save("minus", {"a": -torch.zeros(9)}), tmp_path / "patch"
-    )
+    made = diff(save("plus", {"a": torch.zeros(9)}), save("minus", {"a": -torch.zeros(9)}), tmp_path / "patch")
     assert made.changed == 9
 
 
@@ -167,9 +165,7 @@ def test_folders_of_other_forms_have_no_difference(save, tensors, tmp_path):
     other = dict(tensors)
     other["model.norm.weight"] = torch.ones(17)
     del other["extra.steps"]
-    with pytest.raises(
-        InputError, match=r"extra\.steps is only in .*base.*model\.norm\.weight is F32 \(16,\)"
-    ):
+    with pytest.raises(InputError, match=r"extra\.steps is only in .*base.*model\.norm\.weight is F32 \(16,\)"):
         diff(save("base", tensors), save("other", other), tmp_path / "patch")
 
 

@@ -35,9 +35,7 @@ def test_off_in_the_opposite_order(stack, tmp_path):
 def test_off_out_of_order_names_the_order(stack, tmp_path):
     patches, folders = stack
     first, second, third = (inspect(patch).checksum[:12] for patch in patches)
-    with pytest.raises(
-        InputError, match=rf"revert {third} \(dft\), then {second} \(dft\), then this one"
-    ) as caught:
+    with pytest.raises(InputError, match=rf"revert {third} \(dft\), then {second} \(dft\), then this one") as caught:
         revert(patches[0], folders[3], tmp_path / "out")
     assert fingerprint(folders[3]) in str(caught.value)
     assert fingerprint(folders[1]) in str(caught.value)

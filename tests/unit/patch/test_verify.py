@@ -33,16 +33,11 @@ def test_base_and_patched(made):
 
 def test_an_element_that_the_patch_changes(made):
     patch, base, patched = made
-    place = (
-        load_file(base / "model-0.safetensors")[UP] != load_file(patched / "model-0.safetensors")[UP]
-    ).nonzero()[9]
+    place = (load_file(base / "model-0.safetensors")[UP] != load_file(patched / "model-0.safetensors")[UP]).nonzero()[9]
     disturb(patched, UP, int(place[0]) * 1000 + int(place[1]))
     seen = verify(patch, patched)
     assert (seen.state, seen.unlike_base, seen.unlike_patched) == ("neither", EMBED, UP)
-    assert (
-        seen.detail
-        == f"{UP} is neither: element {tuple(place.tolist())} holds neither the old nor the new bits"
-    )
+    assert seen.detail == f"{UP} is neither: element {tuple(place.tolist())} holds neither the old nor the new bits"
 
 
 def test_an_element_beside_them(made):

@@ -12,7 +12,10 @@ def rounds(storage, *alone, ranks=2):
         folder, parts = made.begin(number), []
         for rank in range(ranks):
             start, size = rank * 5, 5
-            values, mark = torch.full((size,), float(-number if whole else number)), torch.zeros(size, dtype=torch.int32)
+            values, mark = (
+                torch.full((size,), float(-number if whole else number)),
+                torch.zeros(size, dtype=torch.int32),
+            )
             mark[torch.arange(start, start + size) == number] = 1
             name = f"{folder}/rank-{rank:05d}.safetensors"
             with storage.writer(name) as stream:
@@ -75,7 +78,9 @@ def broken(storage, how):
         case "another form":
             storage.write_json(manifest, {"round": 2, "parts": [{"name": part}], "alone": False})
         case "no outcome":
-            storage.write_json(manifest, {k: v for k, v in storage.read_json(manifest).items() if k in ("round", "parts")})
+            storage.write_json(
+                manifest, {k: v for k, v in storage.read_json(manifest).items() if k in ("round", "parts")}
+            )
         case "no parts":
             storage.write_json(manifest, storage.read_json(manifest) | {"parts": []})
         case "another round's":

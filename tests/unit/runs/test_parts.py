@@ -26,7 +26,9 @@ def bits(tensor):
 
 def odd_values(size, seed=0):
     """Values in which a bit lost would show: −0.0, denormals, infinities, and any others."""
-    values = torch.from_numpy(np.random.default_rng(seed).integers(-(2**31), 2**31, size, dtype=np.int64).astype(np.int32))
+    values = torch.from_numpy(
+        np.random.default_rng(seed).integers(-(2**31), 2**31, size, dtype=np.int64).astype(np.int32)
+    )
     values = values.view(torch.float32).clone()
     values[torch.isnan(values)] = -0.0
     values[: min(size, 4)] = torch.tensor([-0.0, 1e-45, float("-inf"), 3.0])[: min(size, 4)]
@@ -53,7 +55,9 @@ def test_fragments_come_back_to_the_bit_however_they_are_cut(tmp_path_factory, s
         chosen = torch.from_numpy(np.random.default_rng(seed).random(size) < (seed % 5) / 4).int() * 7
         path = tmp_path_factory.mktemp("p") / "part"
         for mark in (None, chosen):
-            written(path, [Stored(3, a, values[a:b], None if mark is None else mark[a:b]) for a, b in cut(size, writing)])
+            written(
+                path, [Stored(3, a, values[a:b], None if mark is None else mark[a:b]) for a, b in cut(size, writing)]
+            )
             found = before.clone()
             for a, b in cut(size, reading):
                 Part(path).overlay(3, a, found[a:b])
@@ -67,7 +71,12 @@ def test_fragments_come_back_to_the_bit_however_they_are_cut(tmp_path_factory, s
 @pytest.mark.parametrize("kept", ["none", "all", "some", "last"])
 def test_sizes_around_a_block(tmp_path, small_blocks, size, kept):
     values, mark = odd_values(size), torch.zeros(size, dtype=torch.int32)
-    chosen = {"none": slice(0, 0), "all": slice(None), "some": slice(None, None, 3), "last": slice(max(0, size - 1), None)}
+    chosen = {
+        "none": slice(0, 0),
+        "all": slice(None),
+        "some": slice(None, None, 3),
+        "last": slice(max(0, size - 1), None),
+    }
     mark[chosen[kept]] = -1
     written(tmp_path / "p", [Stored(0, 5, values, mark)])
     found = torch.full((size + 10,), 9.0)
@@ -126,7 +135,9 @@ def test_a_part_without_a_state_says_so(tmp_path):
 @pytest.mark.parametrize("size", [1, 8, 9, 16, 17, 100])
 def test_the_digest_and_size_are_the_files(tmp_path, small_blocks, size):
     mark = (torch.arange(size) % 3 == 0).int()
-    said = written(tmp_path / "p", [Stored(0, 0, odd_values(size), mark), Stored(1, 0, odd_values(size))], "checkpoints/p")
+    said = written(
+        tmp_path / "p", [Stored(0, 0, odd_values(size), mark), Stored(1, 0, odd_values(size))], "checkpoints/p"
+    )
     content = (tmp_path / "p").read_bytes()
     assert (said.name, said.size, said.sha256) == ("checkpoints/p", len(content), hashlib.sha256(content).hexdigest())
     assert parts.digest(tmp_path / "p") == said.sha256

@@ -7,7 +7,12 @@ from dft_cluster.errors import InputError
 from dft_cluster.runs.checkpoints import Checkpoints
 from dft_cluster.runs.record import Record
 
-IDENTITY = {"versions": {"torch": "2"}, "fingerprints": {"model": "m", "facts": "f"}, "base": "/models/a", "notes": ["a note"]}
+IDENTITY = {
+    "versions": {"torch": "2"},
+    "fingerprints": {"model": "m", "facts": "f"},
+    "base": "/models/a",
+    "notes": ["a note"],
+}
 
 
 @pytest.fixture
@@ -148,7 +153,11 @@ def test_rounds_that_are_done_again_are_forgotten(opened):
 def test_what_is_no_number_is_null(opened, storage):
     opened().add({"round": 0, "loss": {"new": [float("nan"), 1.0]}, "perplexity": float("inf")})
     (line,) = storage.read("metrics.jsonl").decode().splitlines()
-    assert json.loads(line, parse_constant=pytest.fail) == {"round": 0, "loss": {"new": [None, 1.0]}, "perplexity": None}
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "round": 0,
+        "loss": {"new": [None, 1.0]},
+        "perplexity": None,
+    }
 
 
 def test_what_is_learnt_of_a_run_stays(opened, storage):

@@ -12,7 +12,9 @@ from dft_cluster.training.batches import IGNORE, collate, mixed, shuffled, split
 @st.composite
 def some_examples(draw, least=1, most=12):
     """Examples that can be told apart by their first token."""
-    shapes = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4), st.booleans()), min_size=least, max_size=most))
+    shapes = draw(
+        st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4), st.booleans()), min_size=least, max_size=most)
+    )
     return [
         Example(tuple(range(100 * i, 100 * i + before + answer + eos)), before, before + answer)
         for i, (before, answer, eos) in enumerate(shapes)
