@@ -34,12 +34,14 @@ class Updated:
 def update(
     model: str | Path,
     facts: str | Path | Sequence[Fact],
+    /,
     run_dir: str | Path | None = None,
     **sections: Mapping[str, Any],
 ) -> Updated:
     """Updates what `model` (name, hub id or folder) knows by `facts` (a file, or Fact objects).
 
-    `sections` are those of the config file: `update(model, facts, method={"top": 0.1}, train={"lr": 1e-4})`.
+    `sections` are those of the config file: `update(model, facts, method={"top": 0.1}, facts={"limit": 20})`.
+    The run's folder is `run_dir`, or a new one among the system's temporary files; the same folder again resumes.
     """
     config = _config(model, facts, run_dir, sections)
     given = None if isinstance(facts, str | Path) else list(facts)

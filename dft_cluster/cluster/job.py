@@ -76,6 +76,7 @@ def _run(config: Config) -> int:
     console = Console()
     again = "the last finished round is safe: run the same command again to go on from there"
     try:
+        console.phase("reading facts and model")
         run(prepare(config), on_ray, console)
     except (KeyboardInterrupt, _StoppedError):
         console.say(f"stopped from outside; {again}")

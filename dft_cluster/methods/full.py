@@ -17,7 +17,8 @@ class Full:
         schedule, rounds = job.config.train.schedule, job.config.method.rounds
         if schedule != "constant" and rounds > 1:
             raise InputError(
-                f"train.schedule: {schedule} would begin anew in each of method.rounds={rounds} rounds of one fine-tune; right would be constant, or method.rounds=1"
+                f"train.schedule: {schedule} would begin anew in each of method.rounds={rounds} rounds of one "
+                "fine-tune; right would be constant, or method.rounds=1"
             )
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:

@@ -36,6 +36,7 @@ def run(prepared: Prepared, launch: Launch, console: Console) -> dict[str, Any]:
     record = Record(prepared.config)
     for note in prepared.notes:
         console.say(note)
+    console.phase("taking the model's fingerprint")
     record.look({**prepared.identity(), "wandb_id": secrets.token_hex(4)})
     if record.result is not None:
         console.say(f"{record.storage.uri} is finished: {record.result['stop_reason']}")

@@ -22,6 +22,7 @@ class Console:
         self._phase = ""
         self._live: Live | None = None
         self._rounds_done: list[float] = []
+        self._end: float | None = None  # when the last round would be done at this pace
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -46,9 +47,12 @@ class Console:
         told = [self._of_rank(name, progress) for name, progress in ranks.items()]
         text = " | ".join(part for part in told if part)
         if self._terminal:
-            self._show(f"{self._phase} … {text}")
+            self._show(f"{self._phase} … {text}{self._left()}")
         elif time.monotonic() - self._last > QUIET:
-            self.say(f"{self._phase} … {text}")
+            self.say(f"{self._phase} … {text}{self._left()}")
+
+    def _left(self) -> str:
+        return "" if self._end is None else f", at most {max(0.0, self._end - time.monotonic()):.0f} s left"
 
     def round(self, line: Mapping[str, Any], target: int) -> None:
         """A finished round in one line, with what is left at this pace."""
@@ -59,9 +63,9 @@ class Console:
         ]  # fmt: skip
         took = [b - a for a, b in zip(self._rounds_done, self._rounds_done[1:], strict=False)]
         more = target - line["round"]
-        left = f", at most {sum(took) / len(took) * more:.0f} s left" if took and more > 0 else ""
+        self._end = time.monotonic() + sum(took) / len(took) * more if took and more > 0 else None
         told = f"{', '.join(figures)} (token/exact %)" if figures else "not measured"
-        self.say(f"round {line['round']}: {told}{left}")
+        self.say(f"round {line['round']}: {told}{self._left()}")
 
     def close(self) -> None:
         self._end_live()

@@ -118,6 +118,9 @@ def test_a_killed_job_goes_on_to_the_same_bits_and_leaves_no_secret(config: Path
     finished = update(str(config))
     assert finished.returncode == 0
     assert "is finished" in finished.stdout
+    segments = list((folders[1] / "wandb").glob("offline-run-*"))
+    assert len(segments) > 1
+    assert len({segment.name.rpartition("-")[2] for segment in segments}) == 1, "one W&B run in several segments"
     for file in folders[0].rglob("*"):
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
     assert SECRET not in whole.stdout + whole.stderr

@@ -180,6 +180,21 @@ def test_killed_and_resumed_ends_with_the_bits_of_one_never_killed(
     ]
 
 
+def test_killed_between_a_rounds_manifest_and_its_line(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """The round counts: what its ranks did is in the manifest, and θ is measured anew."""
+    whole = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "whole"))
+    settings = runs.config(tiny_model, tiny_facts, tmp_path)
+    with pytest.raises(Crash):
+        runs.alone(settings, crash_at("round 3"))
+    metrics = tmp_path / "dft" / "metrics.jsonl"
+    *kept, _ = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(kept))
+    resumed = runs.alone(settings)
+    for a, b in zip(whole.rounds, resumed.rounds, strict=True):
+        for name in ("reliability", "generality", "locality", "perplexity", "loss", "core"):
+            assert a.get(name) == b.get(name)
+
+
 def load_bits(file: Path) -> dict[str, list[Any]]:
     return {name: tensor.tolist() for name, tensor in load_file(file).items()}
 
@@ -281,3 +296,27 @@ def test_after_the_run_the_rank_can_serve_another(tiny_model: Path, tiny_facts: 
     second = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "b", train={"zero_stage": 3}))
     assert runs.parts(first, 3) == runs.parts(second, 3)
     assert Rank().progress()[0] == "start"
+
+
+def test_update_in_five_lines(tiny_model: Path, tmp_path: Path) -> None:
+    """Facts made in Python, one call, the same bits as the job's own rounds; the environment is as it was."""
+    import os
+
+    from dft_cluster import update
+    from dft_cluster.facts.readers import read
+    from tests import tiny
+
+    facts = read(str(tiny.facts_file(tmp_path))).facts
+    sections: dict[str, Any] = {
+        "method": {"top": 0.2, "rounds": 2},
+        "train": {"lr": 2e-3, "precision": "fp32", "epochs": 2, "batch": 3},
+        "converge": {"reliability": "off", "patience": "off"},
+        "track": {"wandb": "off"},
+    }
+    before = dict(os.environ)
+    result = update(tiny_model, facts, run_dir=tmp_path / "runs", **sections)
+    assert dict(os.environ) == before
+    assert [line.get("round") for line in result.metrics] == [0, 1, 2, None]
+    settings = runs.config(tiny_model, tiny.facts_file(tmp_path), tmp_path / "job", method={"rounds": 2})
+    record = runs.alone(settings)
+    assert (result.folder / "checkpoints/round-0002/rank-00000.safetensors").read_bytes() == runs.parts(record, 2)[0]
