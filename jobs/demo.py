@@ -35,6 +35,7 @@ def demo(arguments: list[str]) -> int:
     )
     plain = [
         "method.name=full", "train.epochs=1", "method.rounds=40", f"converge.reliability={reached}", "converge.keep=last",
+        "cluster.groups=1",
         f"run.name={config.run.name}-full",
     ]  # fmt: skip
     if code := main([path, *overrides, *plain]):

@@ -227,4 +227,6 @@ def select(shards: Sequence[Sequence[Piece]], k: int) -> list[list[np.ndarray]]:
 
 
 def count_ties(keys: Tensor, cut: Cut) -> int:
-    return int((keys == cut.threshold).sum()) if cut.threshold else 0
+    if not cut.threshold:
+        return 0
+    return sum(int(np.count_nonzero(block.cpu().numpy() == cut.threshold)) for block in keys.split(BLOCK))

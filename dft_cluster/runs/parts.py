@@ -70,7 +70,7 @@ def _bytes(header: bytes, fragments: Iterable[Stored]) -> Iterator[bytes | memor
         else:
             yield from (np.packbits(block).data for block in _marks(f))
             for block, mask in zip(f.values.split(BLOCK), _marks(f), strict=True):
-                yield block.cpu().numpy()[mask].view(np.uint8).data
+                yield block.cpu().numpy().take(np.flatnonzero(mask)).view(np.uint8).data
         for tensor in f.more.values():
             yield from (_raw(block) for block in tensor.reshape(-1).split(BLOCK))
 

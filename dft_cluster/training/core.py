@@ -64,11 +64,13 @@ class Core:
         broken: set[int] = set()
         arriving = chunks(self.other) if pair is None else exchange.receive_all(pair, self.other)
         for number, start, stop in arriving:
-            old = self.other[number][start:stop]
-            new = self.masters[number][start:stop].to(old.device, copy=True).sub_(self.start[number][start:stop])
-            if not (all_finite(new) and all_finite(old)):
-                broken |= self._broken(number, start, new, old)
-            contrast(new, old, out=old)
+            for first in range(start, stop, selection.BLOCK):  # small enough for a core's cache
+                place = slice(first, min(first + selection.BLOCK, stop))
+                old = self.other[number][place]
+                new = torch.sub(self.masters[number][place].to(old.device), self.start[number][place])
+                if not (all_finite(new) and all_finite(old)):
+                    broken |= self._broken(number, first, new, old)
+                contrast(new, old, out=old)
         counts: dict[int, int] = {}
         for piece in self.pieces():
             counts[piece.parameter] = counts.get(piece.parameter, 0) + int(np.count_nonzero(piece.keys.cpu().numpy()))
