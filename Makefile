@@ -28,7 +28,8 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.selection
-	$(BIN)/python -m benchmarks.patch_io
+	$(BIN)/python benchmarks/patch_io.py time
+	$(BIN)/python benchmarks/patch_io.py size
 
 clean:
 	rm -rf .venv build *.egg-info
