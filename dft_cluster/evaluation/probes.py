@@ -70,9 +70,16 @@ def _held(layout: Layout) -> list[Example]:
 
 
 def batched(items: Sequence[T], size: int, length: Callable[[T], int]) -> list[list[int]]:
-    """Places of the items in batches of like length: fixed for a run, so that equal weights give equal answers."""
-    order = sorted(range(len(items)), key=lambda place: (length(items[place]), place))
-    return [order[at : at + size] for at in range(0, len(order), size)]
+    """Places of the items in batches of like length: fixed for a run, so that equal weights give equal answers.
+
+    No batch holds an item of more than twice the length of its shortest: padding would be most of it.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(items)), key=lambda place: (length(items[place]), place)):
+        if not batches or len(batches[-1]) == size or length(items[place]) > 2 * length(items[batches[-1][0]]):
+            batches.append([])
+        batches[-1].append(place)
+    return batches
 
 
 def dealt(batches: Sequence[T], ranks: int) -> list[list[T]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dft_cluster.patch.header import Header, header_bytes, read_exact, read_header
+from dft_cluster.training.exchange import scatter
 
 BLOCK = 1 << 21  # a multiple of 8, so that bitmaps can be cut at it
 
@@ -136,7 +137,7 @@ class Part:
                 values = self._read(f"{key}:values", before + skipped, before + count, np.dtype("<f4"))
                 at = place + skip - (low - first)
                 target = out[at : at + len(mask) - skip]
-                target[torch.from_numpy(mask[skip:].copy()).to(out.device)] = torch.from_numpy(values).to(out.device)
+                scatter(target, np.flatnonzero(mask[skip:]), torch.from_numpy(values))
             before += count
 
     def _read(self, name: str, start: int, stop: int, dtype: np.dtype[Any]) -> np.ndarray:

@@ -101,8 +101,9 @@ def test_dealing_out_and_gathering_is_the_identity(lengths, size, ranks):
 
 @drawn(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 9))
 def test_a_batch_holds_items_of_like_length(lengths, size):
-    taken = [lengths[place] for batch in batched(lengths, size, lambda n: n) for place in batch]
-    assert taken == sorted(lengths)
+    batches = [[lengths[place] for place in batch] for batch in batched(lengths, size, lambda n: n)]
+    assert [length for batch in batches for length in batch] == sorted(lengths)
+    assert all(max(batch) <= 2 * min(batch) for batch in batches), "padding is never most of a batch"
 
 
 def test_no_rank_is_dealt_more_than_its_share():
