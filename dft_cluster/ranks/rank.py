@@ -144,9 +144,7 @@ class Rank:
         self, cuts: Mapping[int, Cut], quotas: Mapping[tuple[int, int], int], scale: float, by_tensor: bool
     ) -> dict[int, int]:
         """θ ← θ + λ·core in masters and working weights; the other group's rank gets the same bits."""
-        kept = self.core.apply(cuts, quotas, scale, by_tensor)
-        if self._pair is not None:
-            self.core.send_core(self._pair)
+        kept = self.core.apply(cuts, quotas, scale, by_tensor, self._pair)
         self._engine.push()
         return kept
 

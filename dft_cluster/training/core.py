@@ -100,28 +100,42 @@ class Core:
         ]
 
     def apply(
-        self, cuts: Mapping[int, Cut], quotas: Mapping[tuple[int, int], int], scale: float, by_tensor: bool
+        self,
+        cuts: Mapping[int, Cut],
+        quotas: Mapping[tuple[int, int], int],
+        scale: float,
+        by_tensor: bool,
+        pair: Pair | None,
     ) -> dict[int, int]:
-        """θ ← θ + λ·core. Leaves the mark of the core in `other` and returns the elements kept by parameter."""
-        kept: dict[int, int] = {}
-        for fragment, piece in zip(self.fragments, self.pieces(), strict=True):
-            cut = cuts.get(piece.parameter if by_tensor else 0)
-            quota = quotas.get((piece.parameter, piece.start), 0)
-            master, start = fragment.of(self.masters), fragment.of(self.start)
-            for keys, now, before in zip(*(t.split(selection.BLOCK) for t in (piece.keys, master, start)), strict=True):
-                mask, quota = selection.chosen(keys.cpu().numpy(), cut, quota)
-                places = np.flatnonzero(mask)
-                there = gather(before, places)
-                moved = gather(now, places).sub_(there).mul_(scale).add_(there)
-                now.copy_(before)
-                scatter(now, places, moved)
-                keys.zero_()
-                scatter(keys, places, torch.ones(len(places), dtype=torch.int32))
-                kept[piece.parameter] = kept.get(piece.parameter, 0) + len(places)
+        """θ ← θ + λ·core, here and, chunk by chunk, on the other side of the pair. Returns the elements kept by parameter."""
+        kept = self._mark(cuts, quotas, by_tensor)
+        sending = exchange.SparseSender(pair) if pair is not None else None
+        marks = self.marks()
+        for number, start, stop in chunks(self.masters):
+            mask = marks[number][start:stop].cpu().numpy() != 0
+            places = np.flatnonzero(mask)
+            now, before = self.masters[number][start:stop], self.start[number][start:stop]
+            there = gather(before, places)
+            moved = gather(now, places).to(there.device).sub_(there).mul_(scale).add_(there)
+            now.copy_(before)
+            scatter(now, places, moved)
+            if sending is not None:
+                sending.send(mask, moved.cpu())
+        if sending is not None:
+            sending.finish()
         return kept
 
-    def send_core(self, pair: Pair) -> None:
-        exchange.send_sparse(pair, self.masters, self.marks())
+    def _mark(self, cuts: Mapping[int, Cut], quotas: Mapping[tuple[int, int], int], by_tensor: bool) -> dict[int, int]:
+        """Turns the scores in `other` into the mark of the core: 1 for an element of it, 0 for any other."""
+        kept: dict[int, int] = {}
+        for piece in self.pieces():
+            cut = cuts.get(piece.parameter if by_tensor else 0)
+            quota = quotas.get((piece.parameter, piece.start), 0)
+            for keys in piece.keys.split(selection.BLOCK):
+                mask, quota = selection.chosen(keys.cpu().numpy(), cut, quota)
+                keys.copy_(torch.from_numpy(mask.astype(np.int32)))
+                kept[piece.parameter] = kept.get(piece.parameter, 0) + int(np.count_nonzero(mask))
+        return kept
 
     def marks(self) -> list[Tensor]:
         """After `apply`: not 0 where an element belongs to the core."""

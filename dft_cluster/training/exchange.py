@@ -69,20 +69,28 @@ def receive_all(pair: Pair, into: Sequence[Tensor]) -> Iterator[tuple[int, int, 
         yield number, start, stop
 
 
-def send_sparse(pair: Pair, values: Sequence[Tensor], chosen: Sequence[Tensor]) -> None:
-    """Sends the elements of `values` where `chosen` is not 0: a bitmap and the packed elements of every chunk."""
-    for number, start, stop in chunks(values):
-        mask = chosen[number][start:stop].cpu().numpy() != 0
-        picked = gather(values[number][start:stop], np.flatnonzero(mask)).cpu()
-        bits = pair.send(torch.from_numpy(np.packbits(mask)))
-        elements = pair.send(picked) if len(picked) else None
-        bits.wait()
-        if elements is not None:
-            elements.wait()
+class SparseSender:
+    """Sends chosen elements of every chunk, as a bitmap and the packed values; one chunk is under way while the next is made."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._waiting: list[tuple[Any, Tensor]] = []
+
+    def send(self, mask: np.ndarray, values: Tensor) -> None:
+        self.finish()
+        for tensor in (torch.from_numpy(np.packbits(mask)), values):
+            if tensor.numel():
+                self._waiting.append((self._pair.send(tensor), tensor))
+
+    def finish(self) -> None:
+        """Waits for what is under way."""
+        for work, _ in self._waiting:
+            work.wait()
+        self._waiting.clear()
 
 
 def receive_sparse(pair: Pair, into: Sequence[Tensor]) -> None:
-    """Writes what `send_sparse` sent over the elements it names."""
+    """Writes what a `SparseSender` sent over the elements it names."""
     for number, start, stop in chunks(into):
         bits = torch.empty((stop - start + 7) // 8, dtype=torch.uint8)
         pair.receive(bits).wait()
