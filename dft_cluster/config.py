@@ -112,10 +112,6 @@ class TrainSettings(_Section):
     seed: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 0
     """The order of the facts and the dropout state depend on (seed, round)."""
 
-    @property
-    def last_token(self) -> str:
-        return "eos" if self.eos else "no eos"
-
 
 class ClusterSettings(_Section):
     ranks_per_group: Count = 1

@@ -131,9 +131,6 @@ class Rank:
         self._progress = ("select", 0, 0, 0.0)
         return self.core.survey(self._pair, sample)
 
-    def sampled(self, parameters: Sequence[int], size: int) -> dict[int, list[int]]:
-        return {p: self.core.sampled(p, size).tolist() for p in parameters}
-
     def tally(self, brackets: Mapping[int, Bracket], by_tensor: bool) -> dict[int, Tally]:
         return self.core.tally(brackets, by_tensor)
 

@@ -85,12 +85,6 @@ def _raw(block: Tensor) -> memoryview:
     return block.cpu().contiguous().numpy().view(np.uint8).data
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 class Part:
     """A written part. Its fragments are laid over θ wherever they overlap what a rank holds, whatever the ranks."""
 

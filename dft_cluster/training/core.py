@@ -76,9 +76,6 @@ class Core:
             counts[piece.parameter] = counts.get(piece.parameter, 0) + int(np.count_nonzero(piece.keys.cpu().numpy()))
         return Survey(counts, selection.sample([p.keys for p in self.pieces()], sample), sorted(broken))
 
-    def sampled(self, parameter: int, size: int) -> np.ndarray:
-        return selection.sample([p.keys for p in self.pieces() if p.parameter == parameter], size)
-
     def pieces(self) -> list[Piece]:
         """The scores as keys, fragment by fragment."""
         return [Piece(f.parameter, f.start, f.of(self.other).view(torch.int32)) for f in self.fragments]

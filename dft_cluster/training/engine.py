@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ class Place:
     port: int
     device: str = "cpu"
     threads: int | None = None
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 def join(place: Place) -> None:
@@ -51,7 +50,6 @@ def join(place: Place) -> None:
         WORLD_SIZE=str(place.world),
         MASTER_ADDR=place.address,
         MASTER_PORT=str(place.port),
-        **place.environment,
     )
     if place.threads:
         torch.set_num_threads(place.threads)

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,12 +233,13 @@ def free_ports(count: int) -> list[int]:
 def test_the_same_line_behind_ray_job_submit(config: Path, tmp_path: Path) -> None:
     """A head of one's own on free ports; the job's working directory is an unpacked copy of jobs/."""
     port, dashboard, client, agent, grpc, export = free_ports(6)
+    sockets = tempfile.mkdtemp(prefix="r-")  # Ray's sockets need a short path
     ray = str(Path(sys.executable).with_name("ray"))
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     head = subprocess.Popen(
         [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
          f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
-         f"--metrics-export-port={export}", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={short_folder(tmp_path)}"],
+         f"--metrics-export-port={export}", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={sockets}"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path,
     )  # fmt: skip
     try:
@@ -251,13 +254,7 @@ def test_the_same_line_behind_ray_job_submit(config: Path, tmp_path: Path) -> No
         assert json.loads(lines[-1])["stop_reason"] == "method.rounds=3 done"
     finally:
         end(head)
-
-
-def short_folder(tmp_path: Path) -> Path:
-    """Ray's sockets need a short path."""
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="r-", dir=tmp_path.parents[2]))
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def wait_until_up(port: int, head: subprocess.Popen[str]) -> None:
