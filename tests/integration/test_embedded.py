@@ -22,13 +22,13 @@ def test_two_facts_into_the_embedded_model(tmp_path: Path) -> None:
         "embedded",
         run_dir=tmp_path,
         facts={"limit": 2},
-        method={"top": 0.05, "rounds": 2},
-        train={"lr": 1e-4, "epochs": 3, "batch": 2},
+        method={"top": 0.1, "rounds": 2},
+        train={"lr": 4e-4, "epochs": 3, "batch": 2},
         converge={"reliability": 90},
         evaluate={"protocols": ["teacher_forced"]},
     )
     start, *rounds, end = result.metrics
-    assert [line["core"]["k"] for line in rounds] == [134515008 * 5 // 100] * len(rounds)
+    assert [line["core"]["k"] for line in rounds] == [134515008 // 10] * len(rounds)
     assert all(line["core"]["kept"] == line["core"]["k"] for line in rounds)
     assert rounds[-1]["loss"]["new"][-1] < rounds[0]["loss"]["new"][0]
     assert end["final"]["reliability"]["token"] > start["reliability"]["token"]
