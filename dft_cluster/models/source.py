@@ -102,7 +102,7 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    print(f"dequantizing {gguf.name} once, about 15 s …", flush=True)
+    print(f"dequantizing {gguf.name} (once; the result is kept) …", flush=True)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # What is saved is plain fp32; the marks of the quantized file would make save_pretrained refuse.
     for mark in ("quantization_config", "_pre_quantization_dtype"):
