@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench soak docker-replay clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,12 @@ bench: install
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python benchmarks/patch_io.py time
 	$(BIN)/python benchmarks/patch_io.py size
+
+soak: install
+	$(BIN)/python -m tests.soak --kills 200 --out soak.csv
+
+docker-replay: install
+	DFT_DOCKER_REPLAY=1 $(BIN)/python -m pytest tests/deploy/test_replay.py
 
 clean:
 	rm -rf .venv build *.egg-info

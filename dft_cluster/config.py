@@ -1,28 +1,23 @@
 """The whole job as one typed tree. Imports no torch, so a bad config fails in a second."""
 
-import difflib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from dft_cluster.errors import InputError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
-def _number(value: object) -> object:
+def no_boolean(value: object) -> object:
     """YAML's true and false are no numbers, though Python counts them as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic makes a problem of this one
     return value
 
 
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(no_boolean), Field(ge=1)]
+Layer = Annotated[int, BeforeValidator(no_boolean), Field(ge=0)]
 Protocol = Literal["teacher_forced", "generated", "likelihood"]
 
 
@@ -54,42 +49,129 @@ class FactsSettings(_Section):
     """A JSONL file with further rephrases and locality probes by prompt; `pairs` has no others."""
     limit: Count | None = None
     """How many facts to take; none takes all."""
-    seed: Annotated[int, BeforeValidator(_number)] | None = None
+    seed: Annotated[int, BeforeValidator(no_boolean)] | None = None
     """Take a seeded sample of `limit` facts; none takes the first ones."""
     old: Literal["given", "generated"] = "given"
     """Old knowledge: the record's old answer, or the model's own sentence with the key span swapped."""
 
 
 class WarmupSettings(_Section):
-    epochs: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 0
+    epochs: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0
     """Teach the old answers first for this many epochs; 0 leaves the model as it is."""
 
 
 class MethodSettings(_Section):
-    name: Literal["dft", "full"] = "dft"
-    """How the weights are changed."""
-    top: Annotated[Decimal, BeforeValidator(_number), Field(gt=0, le=1)] = Decimal("0.05")
+    name: Literal["dft", "full", "lora", "ft_c", "f_learning", "interpolate", "rome", "memit"] = "dft"
+    """How the weights are changed. `lora` is `full` with `train.adapter=lora`."""
+    top: Annotated[Decimal, BeforeValidator(no_boolean), Field(gt=0, le=1)] = Decimal("0.05")
     """T: the share of elements kept in the core, as a fraction in (0, 1]."""
     of: Literal["all", "conflicts"] = "all"
     """T counts of all elements, or of those in conflict."""
-    scale: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = 1.0
+    scale: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 1.0
     """λ: how much of the core is added."""
     scope: Literal["global", "tensor"] = "global"
     """Choose the top T over the whole model, or within each tensor."""
     rounds: Count = 8
-    """At most this many rounds (for `full`: of `train.epochs` epochs each)."""
+    """At most this many rounds (for plain fine-tuning: of `train.epochs` epochs each)."""
+    layers: Literal["auto", "trace", "all"] | tuple[Layer, ...] = "auto"
+    """Whose MLP down-projections are edited (`rome`, `memit`, `ft_c`): by rule, by causal tracing, or by number. For `ft_c`
+    `auto` and `all` are all the weights."""
+
+
+class DftSettings(_Section):
+    """Controls and variants of `method.name=dft`; by default it is the method itself."""
+
+    mask: Literal["conflict", "random", "new", "same"] = "conflict"
+    """What ranks the elements: |Δnew − Δold| where the two conflict; a random number; |Δnew| without a look at Δold;
+    |Δnew + Δold| where the two agree."""
+    add: Literal["new", "difference"] = "new"
+    """What is added at the core: λ·Δnew, or λ·(Δnew − Δold)."""
+    scales: tuple[Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)], ...] = ()
+    """A line search on λ in the place of `method.scale`: the smallest of these with which the most training prompts get their
+    new answer."""
+    reuse: Count = 1
+    """Learn the old answers only in every n-th round, and use their delta again in between (4 more bytes an element)."""
+    renew: bool = False
+    """Old knowledge is in each round what the model itself says then; what it has learnt is no conflict any more."""
+
+
+class LoraSettings(_Section):
+    """The adapter of `train.adapter=lora`: W + (alpha / rank)·B·A on every linear map of attention and MLP."""
+
+    rank: Count = 8
+    """Columns of B and rows of A."""
+    alpha: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 16.0
+    """The product counts alpha / rank."""
+    dropout: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs left out in training."""
+    kinds: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    """Which linear maps are adapted."""
+
+
+class FtCSettings(_Section):
+    epsilon: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 5e-4
+    """No weight moves further than this from where the run began."""
+
+
+class FLearningSettings(_Section):
+    """`f_learning`: θ' = θ − scale·(FT{θ, old} − θ), then fine-tuning on the new answers."""
+
+    scale: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 0.1
+    """λ: how much of the old delta is taken away."""
+    forget: Literal["full", "lora"] = "full"
+    """How the old answers are learnt, to be forgotten."""
+    learn: Literal["full", "lora"] = "full"
+    """How the new answers are learnt."""
+
+
+class InterpolateSettings(_Section):
+    alpha: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 0.6
+    """θ + alpha·(FT{θ, new} − θ)."""
+
+
+class EditingSettings(_Section):
+    """`rome` and `memit`: how the value that says the new answer is found, and the covariance of the keys."""
+
+    steps: Count = 25
+    """Most steps of the optimisation of a fact's value."""
+    lr: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 0.5
+    """Adam's learning rate on a value."""
+    weight_decay: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 1.5e-3
+    """Weight of the value's relative squared norm in its loss."""
+    kl: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.0625
+    """Weight of the KL divergence at the prompt "{subject} is a"."""
+    clamp: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] | None = None
+    """Largest change of the value, relative to its norm; none takes the method's own (4 for `rome`, 0.75 for `memit`)."""
+    contexts: Count = 5
+    """Sampled prefixes before the prompt while the value is sought."""
+    key_contexts: Count = 50
+    """Sampled prefixes over which ROME's key is averaged."""
+    context_tokens: Count = 10
+    """Tokens of a sampled prefix."""
+    batch: Count = 16
+    """Facts whose values are sought at the same time, on each rank."""
+    covariance: str = "facts"
+    """Text for E[k kᵀ]: the `facts`' own prompts, a text file, or a hub data set."""
+    covariance_split: str = "train"
+    """With a hub data set: the split."""
+    covariance_samples: Count = 1000
+    """Most texts of it."""
+    covariance_weight: (
+        Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] | Literal["auto"]
+    ) = "auto"
+    """MEMIT's λ; `auto` is 15,000 at an MLP width of 11,008, in proportion to the width."""
 
 
 class TrainSettings(_Section):
     epochs: Count = 3
     """Epochs of each fine-tune."""
-    lr: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = 5e-5
+    lr: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 5e-5
     """AdamW's learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate over one fine-tune; `linear` and `cosine` end at 0."""
-    weight_decay: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.0
     """AdamW's decoupled weight decay, on every weight."""
-    clip: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] = 1.0
+    clip: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 1.0
     """Largest norm of the gradient; 0 never clips."""
     batch: Count = 8
     """Facts per optimizer step over the whole group, whatever the number of ranks."""
@@ -101,24 +183,31 @@ class TrainSettings(_Section):
     """Train the end-of-sequence token after the answer (never counted in the metrics)."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """The working weights; the masters are always fp32."""
-    zero_stage: Annotated[Literal[1, 2, 3], BeforeValidator(_number)] = 1
+    zero_stage: Annotated[Literal[1, 2, 3], BeforeValidator(no_boolean)] = 1
     """DeepSpeed ZeRO: 1 shards the optimizer, 2 gradients too, 3 the weights too."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep the optimizer (stages 1 to 3), and with `all` the weights too (stage 3), in host memory."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
-    adapter: Literal["none"] = "none"
-    """Fine-tune the weights themselves."""
-    seed: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 0
+    adapter: Literal["none", "lora"] = "none"
+    """Fine-tune the weights themselves, or low-rank products beside them, which are merged at the end."""
+    contexts: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0
+    """Train each prompt also behind so many short texts that the model itself says, old and new answers alike."""
+    keep: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0
+    """Train also on so many texts drawn from the model as it is, beside old and new answers alike: what it says there is
+    to stay (their mean −log p is, up to a constant, the KL divergence from the model as it was)."""
+    keep_tokens: Count = 12
+    """Tokens of such a text."""
+    seed: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0
     """The order of the facts and the dropout state depend on (seed, round)."""
 
 
 class ClusterSettings(_Section):
     ranks_per_group: Count = 1
     """Ranks (processes, one accelerator each where there are any) in a group."""
-    groups: Annotated[Literal[1, 2], BeforeValidator(_number)] = 2
+    groups: Annotated[Literal[1, 2], BeforeValidator(no_boolean)] = 2
     """2: old and new side by side; 1: one after the other on the same ranks."""
-    gpus_per_rank: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] | None = None
+    gpus_per_rank: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] | None = None
     """None: one where the cluster has GPUs, else none."""
     threads: Count | None = None
     """CPU threads of a rank; none shares the node's cores out among its ranks."""
@@ -126,8 +215,18 @@ class ClusterSettings(_Section):
     """`auto` joins the cluster this runs in, or starts an embedded Ray; `local` always starts one; or host:port."""
     buffers: Literal["host", "device"] = "host"
     """Where θ of the round's start and the other group's delta are kept."""
-    timeout: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = 1800.0
-    """Seconds that one step of all ranks may take before the run is given up."""
+    timeout: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 1800.0
+    """Seconds without a sign of progress after which the ranks are given up, whatever they are at."""
+    hang: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 300.0
+    """Seconds after which a rank that does not answer, or whose steps stand still, is given up."""
+    max_failures: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 3
+    """How often in a row, with no finished round between, lost ranks are started again before the run gives up."""
+    wait: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds to wait for a cluster that is too small now: for its autoscaler, or for a lost node to come back."""
+    shrink: bool = False
+    """Go on with fewer ranks in a group where the cluster cannot hold them all any more (other bits, which is said)."""
+    secrets: str | None = None
+    """A file of NAME=value lines (W&B's and the hub's keys) that driver and ranks read; only its owner may read it."""
 
 
 class EvaluateSettings(_Section):
@@ -145,11 +244,11 @@ class EvaluateSettings(_Section):
 class ConvergeSettings(_Section):
     on: Literal["exact", "token"] = "exact"
     """The kind of reliability that `reliability` and `patience` look at."""
-    reliability: Annotated[float, BeforeValidator(_number), Field(gt=0, le=100)] | Literal["off"] = 95.0
+    reliability: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=100)] | Literal["off"] = 95.0
     """Stop when reliability, in percent, reaches this."""
     patience: Count | Literal["off"] = 3
     """Stop when this many evaluated rounds in a row gain less than `min_gain`."""
-    min_gain: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] = 0.5
+    min_gain: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.5
     """Points of reliability that count as a gain."""
     keep: Literal["best", "last"] = "best"
     """End with the best round (by reliability, then locality), or with the last."""
@@ -173,6 +272,9 @@ class TrackSettings(_Section):
     tags: tuple[str, ...] = ()
 
 
+ONE_ROUND = ("rome", "memit")
+
+
 class Config(_Section):
     """Everything a run is, by section."""
 
@@ -184,8 +286,23 @@ class Config(_Section):
     cluster: ClusterSettings = ClusterSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     converge: ConvergeSettings = ConvergeSettings()
+    dft: DftSettings = DftSettings()
+    lora: LoraSettings = LoraSettings()
+    ft_c: FtCSettings = FtCSettings()
+    f_learning: FLearningSettings = FLearningSettings()
+    interpolate: InterpolateSettings = InterpolateSettings()
+    editing: EditingSettings = EditingSettings()
     run: RunSettings = RunSettings()
     track: TrackSettings = TrackSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _implied(cls, tree: Any) -> Any:
+        """`method.name=lora` says `train.adapter=lora`; editing in closed form is done in one round."""
+        name = tree["method"].get("name") if isinstance(tree, dict) and isinstance(tree.get("method"), dict) else None
+        if name == "lora" and isinstance(tree.get("train", {}), dict):
+            return {**tree, "train": {"adapter": "lora", **tree.get("train", {})}}
+        return {**tree, "method": {"rounds": 1, **tree["method"]}} if name in ONE_ROUND else tree
 
     @model_validator(mode="after")
     def _combinations(self) -> "Config":
@@ -207,6 +324,10 @@ class Config(_Section):
 def impossible(config: Config) -> Iterable[str]:
     """Combinations that no run can honour, each naming its keys and what would be right."""
     train, facts = config.train, config.facts
+    if config.method.name == "lora" and train.adapter != "lora":
+        yield f"train.adapter: method.name=lora is plain fine-tuning of an adapter (it is {train.adapter}); leave it out"
+    if config.method.name in ONE_ROUND and config.method.rounds > 1:
+        yield f"method.rounds: {config.method.name} is done in one round (it is {config.method.rounds}); leave it out"
     if train.offload == "all" and train.zero_stage != 3:
         yield f"train.offload: all moves sharded weights, which needs train.zero_stage=3 (it is {train.zero_stage})"
     if facts.format == "pairs" and facts.path.count(",") != 1:
@@ -223,152 +344,3 @@ def impossible(config: Config) -> Iterable[str]:
         yield "run.dir: a storage URI must not hold a key; the storage's own environment variables are read instead"
     if "teacher_forced" not in config.evaluate.protocols:
         yield "evaluate.protocols: teacher_forced must be among them, the stop rule reads it"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans and numbers: `on` and `off` stay words, `5e-5` is a number, `2026-01-31` is a name."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Of a key that stands twice YAML would drop the first without a word."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_OTHERWISE = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "timestamp")}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OTHERWISE]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
-
-
-def parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with fewer words for true
-
-
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Reads a YAML file, lays `dotted.key=value` overrides over it and validates the whole."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"config {file}: no such file")
-    try:
-        tree = parse(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise InputError(f"config {file}: not valid YAML: {error}") from error
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise InputError(f"config {file}: must be a mapping of sections, not {type(tree).__name__}")
-    problems: list[str] = []
-    for override in overrides:
-        tree = _override(tree, override, problems)
-    return validate(tree, str(file), problems)
-
-
-def _override(tree: dict[Any, Any], override: str, problems: list[str]) -> dict[Any, Any]:
-    dotted, equals, text = override.partition("=")
-    section, dot, key = dotted.strip().partition(".")
-    try:
-        value = parse(text)
-    except (yaml.YAMLError, ValueError):
-        equals = ""
-    if not (section and equals and dot and key):
-        problems.append(f"override {override!r}: write it as section.key=value, for example train.lr=5e-5")
-        return tree
-    inner = tree.get(section)
-    if inner is not None and not isinstance(inner, dict):
-        return tree  # no section to lay a key over, which is reported as such
-    return {**tree, section: {**(inner or {}), key: value}}
-
-
-def validate(tree: Mapping[Any, Any], source: str = "config", problems: Iterable[str] = ()) -> Config:
-    """The typed config, or one InputError that lists every problem (those found before, too)."""
-    tree = {key: {} if value is None else value for key, value in tree.items()}
-    found = list(problems)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        found += _told(error, tree)
-        cause: Exception | None = error
-    else:
-        cause = None
-    if not found:
-        return config
-    listed = "\n".join(f"  {problem}" for problem in found)
-    raise InputError(f"{source}: {len(found)} problem{'s'[: len(found) > 1]}\n{listed}") from cause
-
-
-def _told(error: ValidationError, tree: Mapping[Any, Any]) -> list[str]:
-    """One line for each key that is wrong, then the combinations that the sound keys make."""
-    lines: dict[str, list[str]] = {}
-    ends: dict[str, str] = {}
-    for item in error.errors():
-        place, message, ends_with = _problem(item)
-        lines.setdefault(place, []).append(message)
-        ends[place] = ends_with
-    if "" in lines:
-        return lines[""][0].split("\n")
-    try:
-        sound = Config.model_construct(
-            None, **{name: _sound(name, tree.get(name), lines) for name in Config.model_fields}
-        )
-        combined = [line for line in impossible(sound) if not any(place in line for place in lines)]
-    except ValidationError:
-        combined = []
-    return [f"{place}: {' or '.join(said)}{ends[place]}" for place, said in lines.items()] + combined
-
-
-def _sound(name: str, section: Any, broken: Iterable[str]) -> BaseModel:
-    """A section with the default in place of each broken value."""
-    kind = type(Config.model_fields[name].default)
-    given = section if isinstance(section, dict) else {}
-    bad = {place.split(".")[1] for place in broken if place.startswith(f"{name}.")}
-    return kind.model_validate({key: value for key, value in given.items() if str(key) not in bad})
-
-
-def _problem(item: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Which key, what is wrong with it, and what it is."""
-    loc = item["loc"]
-    if item["type"] == "extra_forbidden":
-        return ".".join(map(str, loc)), f"unknown key{_nearest(loc)}", ""
-    # What follows a key in the place of an error is pydantic's name for one of several types that it tried.
-    place = ".".join(map(str, loc[:2])) + "".join(f".{part}" for part in loc[2:] if isinstance(part, int))
-    message = item["msg"].removeprefix("Value error, ")
-    if not loc:
-        return "", message, ""
-    if item["type"] == "model_type":
-        message = f"must be a section with keys of its own ({', '.join(_keys()[str(loc[0])])})"
-    return place, f"{message[0].lower()}{message[1:]}", f" (it is {item['input']!r})"
-
-
-def _keys() -> dict[str, list[str]]:
-    return {name: list(type(field.default).model_fields) for name, field in Config.model_fields.items()}
-
-
-def _nearest(loc: tuple[Any, ...]) -> str:
-    """The same name in another section, else the likest in its own, else the likest anywhere."""
-    keys, word = _keys(), str(loc[-1]).lower().replace("-", "_")
-    own, prefix = (keys.get(str(loc[0]), []), f"{loc[0]}.") if len(loc) > 1 else (list(keys), "")
-    everywhere = [(f"{section}.{name}", name) for section, names in keys.items() for name in names]
-    likest = difflib.get_close_matches(word, own, 1)
-    elsewhere = difflib.get_close_matches(word, [name for _, name in everywhere], 1, 0.75)
-    near = (
-        [f"{prefix}{word}" for name in own if name == word]
-        or [place for place, name in everywhere if name == word]
-        or [f"{prefix}{name}" for name in likest]
-        or [place for place, name in everywhere if name in elsewhere]
-    )
-    return f" (did you mean {' or '.join(near)}?)" if near else f" (known: {', '.join(own or keys)})"

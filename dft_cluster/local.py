@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dft_cluster.config import Config, validate
+from dft_cluster.config import Config
+from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact
 from dft_cluster.methods.prepare import Prepared, prepare
@@ -81,7 +82,13 @@ def in_this_process(prepared: Prepared, source: Source, console: Console) -> Ite
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         assemble(
-            team, prepared.config, source, prepared.parameters, device=device, threads=prepared.config.cluster.threads
+            team,
+            prepared.config,
+            source,
+            prepared.parameters,
+            prepared.standing,
+            device=device,
+            threads=prepared.config.cluster.threads,
         )
         yield team
     finally:

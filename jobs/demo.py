@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_cluster.cluster.job import main
-from dft_cluster.config import load
+from dft_cluster.config_file import load
 
 MEASURES = ("reliability", "generality", "locality")
 

@@ -1,4 +1,4 @@
-"""Updates a model's knowledge: python jobs/update.py CONFIG.yaml [section.key=value …] [--check]."""
+"""Updates a model's knowledge: python jobs/update.py CONFIG.yaml [section.key=value …] [--check | --plan]."""
 
 import sys
 

@@ -1,7 +1,12 @@
-"""Where two deltas pull apart: conflict and score, element by element."""
+"""Where two deltas pull apart: conflict and score, element by element; and the scores that it is to be compared with."""
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Mask = Literal["conflict", "random", "new", "same"]
 
 
 def contrast(new: Tensor, old: Tensor, out: Tensor | None = None) -> Tensor:
@@ -29,3 +34,32 @@ def all_finite(delta: Tensor) -> bool:
         return True
     low, high = torch.aminmax(delta)
     return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def magnitude(new: Tensor, _old: Tensor, out: Tensor | None = None) -> Tensor:
+    """|Δnew|, whatever the old delta does."""
+    return torch.abs(new, out=out)
+
+
+def accord(new: Tensor, old: Tensor, out: Tensor | None = None) -> Tensor:
+    """|Δnew + Δold| where the two point the same way, else 0: the contrast with the old delta turned round."""
+    return contrast(new, old.neg(), out=out)
+
+
+def lottery(out: Tensor, seed: int, parameter: int, start: int) -> None:
+    """A positive score for every element that depends on the seed and the element's own place alone, however θ is cut up.
+
+    Two rounds of a multiply-and-shift hash of the flat index; its upper 30 bits, never 0, are read as a float's.
+    """
+    for first in range(0, out.numel(), 1 << 18):
+        part = out[first : first + (1 << 18)]
+        state = torch.arange(start + first, start + first + part.numel(), device=out.device)
+        state += (seed * 0x9E3779B1 + parameter * 0x85EBCA77) & 0x7FFFFFFF
+        for factor in (0x2C1B3C6D, 0x297A2D39):
+            state = ((state ^ (state >> 15)) * factor) & 0xFFFFFFFF
+        part.view(torch.int32).copy_(((state ^ (state >> 15)) >> 2) + 1)
+
+
+Score = Callable[..., Tensor]
+SCORES: dict[Mask, Score] = {"conflict": contrast, "random": magnitude, "new": magnitude, "same": accord}
+LOOKS_AT_OLD: dict[Mask, bool] = {"conflict": True, "random": False, "new": False, "same": True}

@@ -1,35 +1,51 @@
-"""Ranks as Ray actors: groups of them, and a team that ends them."""
+"""Ranks as Ray actors: groups of them, and a team that watches over them and ends them."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+import torch
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dft_cluster.cluster import secrets
 from dft_cluster.ranks.rank import Rank
+from dft_cluster.ranks.team import LostRankError
 from dft_cluster.runs.console import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Tick = Callable[[Mapping[str, Progress]], None]
 POLL = 1.0  # seconds between two looks at the ranks while waiting
+TIDY = 5.0  # seconds that ranks get to clear away their files
+GRACE = 10.0  # seconds in which a rank's death shows, after a peer has lost its connection
 
 
-class LostRankError(RuntimeError):
-    """A rank is gone, or did not answer in time; the last finished round is safe."""
-
-
-@ray.remote(concurrency_groups={"watch": 1})
-class RankActor(Rank):
+class RankProcess(Rank):
     """A rank in a process of its own. `progress` answers while another verb runs."""
 
     def __init__(self) -> None:
+        if secrets.VARIABLE in os.environ:
+            secrets.load(os.environ[secrets.VARIABLE])
         super().__init__(ray.util.get_node_ip_address())
+
+    def who(self) -> tuple[str, int]:
+        """This process: its node and its number there."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> Progress:
         return super().progress()
+
+    @ray.method(concurrency_group="watch")
+    def tidy(self) -> None:
+        super().tidy()
+
+
+RankActor: Any = ray.remote(concurrency_groups={"watch": 1})(RankProcess)
 
 
 class Waiting(Generic[T]):
@@ -39,18 +55,19 @@ class Waiting(Generic[T]):
         self._group, self._verb, self._references = group, verb, references
 
     def wait(self) -> list[T]:
-        deadline = time.monotonic() + self._group.timeout
+        watch = self._group.watch
+        watch.begin()
         pending = list(self._references)
         while pending:
             ready, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL)
             for reference in ready:
                 self._get(reference)
             if pending:
-                self._group.look()
-                if time.monotonic() > deadline:
-                    names = [self._group.names[i] for i, r in enumerate(self._references) if r in pending]
+                names = [self._group.names[i] for i, r in enumerate(self._references) if r in pending]
+                watch.look(self._verb)
+                if watch.still() > watch.timeout:
                     raise LostRankError(
-                        f"{self._verb}: no answer from {', '.join(names)} for {self._group.timeout:.0f} s (cluster.timeout)"
+                        f"{self._verb}: no answer from {', '.join(names)} for {watch.timeout:.0f} s (cluster.timeout)"
                     )
         return [self._get(reference) for reference in self._references]
 
@@ -61,25 +78,118 @@ class Waiting(Generic[T]):
         except (ActorDiedError, ActorUnavailableError) as error:
             raise LostRankError(f"rank {name} died during {self._verb}: {str(error).splitlines()[0]}") from error
         except RayTaskError as error:
-            raise error.cause from error
+            cause = error.cause
+            if _of_communication(cause):
+                gone = self._group.watch.gone(GRACE) or f"rank {name} lost its connection"
+                raise LostRankError(f"{gone} during {self._verb}: {str(cause).splitlines()[0]}") from error
+            raise cause from error
+
+
+def _of_communication(cause: BaseException) -> bool:
+    """Whether a rank failed because another one, or the way to it, is gone."""
+    told = str(cause)
+    return isinstance(cause, torch.distributed.DistError) or (
+        isinstance(cause, RuntimeError) and any(word in told for word in ("gloo", "NCCL", "Connection", "TCPStore"))
+    )
+
+
+class Watch:
+    """Asks ranks where they stand while a verb runs, and gives those up that do not answer or stand still."""
+
+    def __init__(self, actors: Sequence[Any], names: Sequence[str], timeout: float, hang: float, tick: Tick) -> None:
+        self.actors, self.names = list(actors), list(names)
+        self.timeout, self._hang, self._tick = timeout, hang, tick
+        self._asked: dict[str, Any] = {}
+        self._answered: dict[str, float] = {}
+        self._moved: dict[str, tuple[Progress | None, float]] = {}
+        self.silent: list[str] = []
+        """Ranks that did not answer when they were last looked for."""
+
+    def begin(self) -> None:
+        """A verb has been started: from now on time counts."""
+        now = time.monotonic()
+        self._answered = dict.fromkeys(self.names, now)
+        self._moved = dict.fromkeys(self.names, (None, now))
+
+    def look(self, verb: str) -> None:
+        """One look at every rank; a rank has one question open at a time."""
+        for actor, name in zip(self.actors, self.names, strict=True):
+            if name not in self._asked:
+                self._asked[name] = actor.progress.remote()
+        asked = {reference: name for name, reference in self._asked.items()}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL)
+        seen: dict[str, Progress] = {}
+        now = time.monotonic()
+        for reference in ready:
+            name = asked[reference]
+            del self._asked[name]
+            try:
+                seen[name] = ray.get(reference)
+            except (ActorDiedError, ActorUnavailableError):
+                continue  # the verb's own answer says so, with the reason
+            self._answered[name] = now
+            if seen[name] != self._moved[name][0]:
+                self._moved[name] = (seen[name], now)
+        self._tick(seen)
+        self._give_up(verb, now)
+
+    def _give_up(self, verb: str, now: float) -> None:
+        self.silent = [name for name in self.names if now - self._answered[name] > self._hang]
+        if self.silent:
+            raise LostRankError(
+                f"rank {', '.join(self.silent)} did not answer for {self._hang:g} s during {verb} (cluster.hang)"
+            )
+        still = [name for name, (at, since) in self._moved.items() if _stepping(at) and now - since > self._hang]
+        if still:
+            told = ", ".join(f"{name} at {at[1]} of {at[2]}" for name in still if (at := self._moved[name][0]))
+            raise LostRankError(f"no step for {self._hang:g} s during {verb} (cluster.hang): {told}")
+
+    def still(self) -> float:
+        """Seconds since any rank was seen to get on."""
+        return time.monotonic() - max(since for _, since in self._moved.values())
+
+    def gone(self, within: float) -> str | None:
+        """The ranks that are dead, as far as it shows within some seconds."""
+        until = time.monotonic() + within
+        while time.monotonic() < until:
+            dead = [n for a, n in zip(self.actors, self.names, strict=True) if _is_dead(a)]
+            if dead:
+                return f"rank {', '.join(dead)} died"
+            time.sleep(POLL / 2)
+        return None
+
+
+def _stepping(progress: Progress | None) -> bool:
+    """In a phase that counts steps, and not at its end."""
+    return progress is not None and progress[1] < progress[2]
+
+
+def _is_dead(actor: Any) -> bool:
+    try:
+        ray.get(actor.progress.remote(), timeout=POLL)
+    except ActorDiedError:
+        return True
+    except RayError:
+        return False
+    return False
 
 
 class ActorGroup:
     """The ranks of one world, or of several."""
 
-    def __init__(self, actors: Sequence[Any], names: Sequence[str], timeout: float, look: Callable[[], None]) -> None:
-        self.actors, self.names, self.timeout, self.look = list(actors), list(names), timeout, look
+    def __init__(self, actors: Sequence[Any], names: Sequence[str], watch: Watch) -> None:
+        self.actors, self.names, self.watch = list(actors), list(names), watch
 
     @property
     def size(self) -> int:
         return len(self.actors)
 
-    def start(self, verb: Callable[Concatenate[Rank, P], T], *args: P.args, **kwargs: P.kwargs) -> Waiting[T]:
+    def start(self, verb: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> Waiting[T]:
         # What all ranks are given is put into the object store once.
         shared = [ray.put(argument) if isinstance(argument, list | tuple | dict) else argument for argument in args]
         return self._started(verb, [getattr(actor, verb.__name__).remote(*shared, **kwargs) for actor in self.actors])
 
-    def call(self, verb: Callable[Concatenate[Rank, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+    def call(self, verb: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         return self.start(verb, *args, **kwargs).wait()
 
     def start_each(self, verb: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> Waiting[T]:
@@ -96,30 +206,57 @@ class ActorGroup:
 class ActorTeam:
     """The old group and the new group side by side, or one group for both."""
 
-    def __init__(self, groups: Sequence[Sequence[Any]], timeout: float, tick: Tick) -> None:
-        self.paired, self._tick = len(groups) == 2, tick
+    def __init__(self, groups: Sequence[Sequence[Any]], timeout: float, tick: Tick, hang: float = float("inf")) -> None:
+        self.paired = len(groups) == 2
         labels = ("old", "new") if self.paired else ("rank",)
-        made = [
-            ActorGroup(actors, [f"{label}-{i}" for i in range(len(actors))], timeout, self.look)
-            for label, actors in zip(labels, groups, strict=True)
+        named = [
+            [(actor, f"{label}-{i}") for i, actor in enumerate(g)] for label, g in zip(labels, groups, strict=True)
         ]
+        everyone = [one for group in named for one in group]
+        self._watch = Watch(*_unzipped(everyone), timeout, hang, tick)
+        made = [ActorGroup(*_unzipped(group), self._watch) for group in named]
         self.old, self.new = made[0], made[-1]
-        everyone = [(a, n) for group in made for a, n in zip(group.actors, group.names, strict=True)]
-        self.everyone = ActorGroup([a for a, _ in everyone], [n for _, n in everyone], timeout, self.look)
+        self.everyone = ActorGroup(*_unzipped(everyone), self._watch)
+        self._who: dict[str, Any] = {}
+        self.notes: list[str] = []
 
-    def look(self) -> None:
-        """Asks every rank where it stands; one that cannot answer now is left out."""
-        everyone = self.everyone
-        asked = {actor.progress.remote(): name for actor, name in zip(everyone.actors, everyone.names, strict=True)}
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL)
-        seen: dict[str, Progress] = {}
-        for reference in ready:
-            try:
-                seen[asked[reference]] = ray.get(reference)
-            except (ActorDiedError, ActorUnavailableError):
-                continue  # the verb's own answer says so, with the reason
-        self._tick(seen)
+    def know(self) -> None:
+        """Learns every rank's process, so that one that answers no more can be ended."""
+        self._who = {name: actor.who.remote() for actor, name in _named(self.everyone)}
+        ray.wait(list(self._who.values()), num_returns=len(self._who), timeout=self._watch.timeout)
 
     def close(self) -> None:
+        """Ends the ranks, whatever they are at; those that still can clear away what they fetched."""
+        answering = [actor for actor, name in _named(self.everyone) if name not in self._watch.silent]
+        tidying = [actor.tidy.remote() for actor in answering]
+        if tidying:
+            ray.wait(tidying, num_returns=len(tidying), timeout=TIDY)
         for actor in self.everyone.actors:
             ray.kill(actor)
+        for name in self._watch.silent:
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        """A stopped process cannot take Ray's request to exit: its node ends it by its number."""
+        who = self._who.get(name)
+        if who is None or not ray.wait([who], timeout=0)[0]:
+            return
+        node, number = ray.get(who)
+        here = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+        ray.wait([_kill.options(scheduling_strategy=here).remote(number)], timeout=TIDY)
+
+
+def _named(group: ActorGroup) -> list[tuple[Any, str]]:
+    return list(zip(group.actors, group.names, strict=True))
+
+
+def _unzipped(named: Sequence[tuple[Any, str]]) -> tuple[list[Any], list[str]]:
+    return [actor for actor, _ in named], [name for _, name in named]
+
+
+@ray.remote(num_cpus=0)
+def _kill(number: int) -> None:
+    try:
+        os.kill(number, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it is gone already

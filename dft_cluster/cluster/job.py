@@ -1,55 +1,44 @@
-"""A job's command line: read the config, check it, run it, and say in one line how it ended."""
+"""An update's command line: read the config, check, plan or run it, and say in one line how it ended."""
 
-import argparse
 import json
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
 
-from dft_cluster.config import Config, load
-from dft_cluster.errors import InputError
-
-OK, FAILED, WRONG = 0, 1, 2
+from dft_cluster.cluster import secrets
+from dft_cluster.cluster.command import OK, absolute, checked, parser, watched
+from dft_cluster.config import Config
+from dft_cluster.config_file import load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`CONFIG.yaml [section.key=value …] [--check]`; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Updates what a model knows.")
-    parser.add_argument("config", help="a YAML file, see jobs/configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
-    parser.add_argument(
+    """`CONFIG.yaml [section.key=value …] [--check | --plan [--calibrate]]`; returns the exit code."""
+    asking = parser("Updates what a model knows.", "jobs/configs/")
+    asking.add_argument(
         "--check", action="store_true", help="validate everything, print the resolved config, start nothing"
     )
-    asked = parser.parse_intermixed_args(arguments)
-    # Quiet and honest defaults, before the libraries that read them are loaded.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        config = _placed(load(asked.config, asked.overrides))
-        return _check(config) if asked.check else _run(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG
-
-
-def _placed(config: Config) -> Config:
-    """With `run.dir` absolute: a job's working directory is a copy that goes away."""
-    from dft_cluster.cluster.launch import inside_a_job
-
-    if "://" in config.run.dir or Path(config.run.dir).is_absolute():
-        return config
-    if inside_a_job():
-        raise InputError(
-            f"run.dir: {config.run.dir!r} is relative, and a job's working directory is gone after it; right would be an "
-            "absolute folder that every node sees, or a storage URI such as s3://bucket/runs"
-        )
-    return config.model_copy(
-        update={"run": config.run.model_copy(update={"dir": str(Path(config.run.dir).absolute())})}
+    asking.add_argument(
+        "--plan", action="store_true", help="say what the run would need of memory, traffic, disk; start nothing"
     )
+    asking.add_argument(
+        "--calibrate", action="store_true", help="with --plan: time a few steps, and say the seconds too"
+    )
+    asked = asking.parse_intermixed_args(arguments)
+    if asked.calibrate and not asked.plan:
+        asking.error("--calibrate goes with --plan")
+
+    def work() -> int:
+        config = ready(load(asked.config, asked.overrides))
+        if asked.plan:
+            return _plan(config, calibrated=asked.calibrate)
+        return _check(config) if asked.check else _run(config)
+
+    return checked(work)
+
+
+def ready(config: Config) -> Config:
+    """With `run.dir` absolute, and the keys of `cluster.secrets` in the environment."""
+    if config.cluster.secrets:
+        secrets.load(config.cluster.secrets)
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": absolute(config.run.dir)})})
 
 
 def _check(config: Config) -> int:
@@ -64,44 +53,32 @@ def _check(config: Config) -> int:
     return OK
 
 
-def _run(config: Config) -> int:
-    from dft_cluster.cluster.actors import LostRankError
+def _plan(config: Config, *, calibrated: bool) -> int:
     from dft_cluster.cluster.launch import on_ray
-    from dft_cluster.methods.job import RoundRefusedError, RunFailedError
+    from dft_cluster.methods.prepare import prepare
+    from dft_cluster.planning.command import plan_command
+    from dft_cluster.runs.console import Console
+
+    console = Console()
+    try:
+        text = plan_command(prepare(config), calibrated, on_ray, console)
+    finally:
+        console.close()
+    print(text)
+    return OK
+
+
+def _run(config: Config) -> int:
+    from dft_cluster.cluster.launch import on_ray
     from dft_cluster.methods.prepare import prepare
     from dft_cluster.methods.run import run
     from dft_cluster.runs.console import Console
 
-    signal.signal(signal.SIGTERM, _stop)
-    console = Console()
-    again = "the last finished round is safe: run the same command again to go on from there"
-    try:
+    def work(console: Console) -> int:
         console.phase("reading facts and model")
         run(prepare(config), on_ray, console)
-    except (KeyboardInterrupt, _StoppedError):
-        console.say(f"stopped from outside; {again}")
-    except RoundRefusedError as error:
-        console.say(f"failed: {error}")
-    except (LostRankError, RunFailedError) as error:
-        console.say(f"failed: {error}; {again}")
-    except InputError:
-        raise
-    except OSError as error:
-        console.say(f"failed: {error}; {again} once run.dir ({config.run.dir}) can be written")
-    except Exception as error:
-        # Whatever else it is, a person needs its trace, and after it what to do.
-        traceback.print_exc()
-        console.say(f"failed: {type(error).__name__}: {error}; {again}")
-    else:
         return OK
-    finally:
-        console.close()
-    return FAILED
 
-
-class _StoppedError(Exception):
-    """`ray job stop` asks with SIGTERM."""
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise _StoppedError
+    return watched(
+        work, config.run.dir, "the last finished round is safe: run the same command again to go on from there"
+    )

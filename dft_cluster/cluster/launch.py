@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,14 +12,20 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dft_cluster.cluster.actors import ActorTeam, RankActor
+from dft_cluster.cluster.lock import hold
+from dft_cluster.cluster.place import Need, Node, arrange, fits, holds
+from dft_cluster.cluster.secrets import VARIABLE
 from dft_cluster.config import Config
 from dft_cluster.errors import InputError
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.ranks.assemble import assemble
 from dft_cluster.ranks.rank import Source
+from dft_cluster.ranks.team import LostRankError
 from dft_cluster.runs.console import Console
+from dft_cluster.runs.storage import Storage
 
 PLACE_SECONDS = 60.0
+WAIT_POLL = 5.0
 
 
 def inside_a_job() -> bool:
@@ -53,29 +60,40 @@ def shape(prepared: Prepared) -> tuple[int, int]:
 @contextmanager
 def on_ray(prepared: Prepared, source: Source, console: Console) -> Iterator[ActorTeam]:
     """A team of actors with θ loaded."""
-    connect(prepared.config, console)
-    groups, ranks = shape(prepared)
-    cpus, gpus = _share(prepared.config, groups * ranks)
+    config = prepared.config
+    connect(config, console)
+    hold(Storage(config.run.dir).below(config.run.name).uri)
+    groups, ranks, need, notes = room(config, *shape(prepared), console)
+    with ranks_on(config, groups, ranks, need, console) as team:
+        team.notes += notes
+        assemble(
+            team, config, source, prepared.parameters, prepared.standing,
+            device="cuda" if need.gpus else "cpu", threads=threads_of(config, groups * ranks, need),
+        )  # fmt: skip
+        yield team
+
+
+@contextmanager
+def ranks_on(
+    config: Config, groups: int, ranks: int, need: Need, console: Console, kind: Any = RankActor
+) -> Iterator[ActorTeam]:
+    """Actors in their places, each with an empty rank."""
     console.phase(f"starting {groups * ranks} ranks in {groups} group{'s'[: groups > 1]}")
-    placed = [
-        placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * ranks, strategy="PACK")
-        for _ in range(groups)
-    ]
+    free = _nodes()
+    strategies = arrange(free, groups, ranks, need)
+    placed = [placement_group([need.bundle()] * ranks, strategy=strategy) for strategy in strategies]
     team: ActorTeam | None = None
     try:
         for group in placed:
-            if not group.wait(PLACE_SECONDS):
-                raise InputError(
-                    f"cluster: no room for {groups} group(s) of {ranks} rank(s) with {cpus:g} CPU and {gpus:g} GPU each within "
-                    f"{PLACE_SECONDS:.0f} s; free now: {_free()}"
-                )
-        threads = prepared.config.cluster.threads or _threads(groups * ranks)
-        team = ActorTeam(
-            [_actors(group, ranks, cpus, gpus, threads) for group in placed],
-            prepared.config.cluster.timeout,
-            console.tick,
-        )
-        assemble(team, prepared.config, source, prepared.parameters, device="cuda" if gpus else "cpu", threads=threads)
+            _await(group, config, groups * ranks, need, console)
+        threads, secrets = threads_of(config, groups * ranks, need), config.cluster.secrets
+        actors = [_actors(kind, group, ranks, need, threads, secrets) for group in placed]
+        team = ActorTeam(actors, config.cluster.timeout, console.tick, config.cluster.hang)
+        if "PACK" in strategies and len(free) > 1:
+            team.notes.append(
+                f"no node holds a group of {ranks} ranks with {need} each: spread over several, which is slower"
+            )
+        team.know()
         yield team
     finally:
         if team is not None:
@@ -84,28 +102,85 @@ def on_ray(prepared: Prepared, source: Source, console: Console) -> Iterator[Act
             remove_placement_group(group)
 
 
-def _share(config: Config, ranks: int) -> tuple[float, float]:
+def _await(group: Any, config: Config, ranks: int, need: Need, console: Console) -> None:
+    """Until a group has its place. What the cluster has in all may be taken by others, or may be gone a moment later."""
+    until = time.monotonic() + max(PLACE_SECONDS, config.cluster.wait)
+    while not group.wait(WAIT_POLL):
+        there, left = holds(_totals(), need), until - time.monotonic()
+        if there < ranks:
+            raise LostRankError(f"a node went away while {ranks} ranks were being placed: there is room for {there}")
+        if left <= 0:
+            raise InputError(
+                f"cluster: no room for {ranks} rank(s) with {need} each within {max(PLACE_SECONDS, config.cluster.wait):.0f} s; "
+                f"free now: {_free()}"
+            )
+        console.phase(f"waiting for room, others are using it: free now {_free()}; {left:.0f} s left")
+
+
+def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int, int, Need, list[str]]:
+    """Groups, ranks in each and what one needs: as asked for, once the cluster can hold it; or fewer, where that is allowed.
+
+    A cluster that is too small is refused at once, or waited for.
+    """
+    settings = config.cluster
+    until = time.monotonic() + settings.wait
+    while (there := holds(_totals(), need := _share(config, groups * ranks))) < groups * ranks:
+        left = until - time.monotonic()
+        if left <= 0:
+            break
+        console.phase(f"waiting for room: {_missing(groups, ranks, need, there)}; {left:.0f} s left (cluster.wait)")
+        time.sleep(min(left, WAIT_POLL))
+    if there >= groups * ranks:
+        return groups, ranks, need, []
+    missing = _missing(groups, ranks, need, there)
+    if not settings.shrink or there < groups:
+        raise InputError(
+            f"cluster: {missing}; right would be a smaller cluster.ranks_per_group, cluster.groups=1, cluster.gpus_per_rank=0 to "
+            "run on CPUs, or cluster.wait=SECONDS for an autoscaler"
+        )
+    return groups, there // groups, need, [f"{missing}: went on with {there // groups} in each (cluster.shrink)"]
+
+
+def _missing(groups: int, ranks: int, need: Need, there: int) -> str:
+    asked = f"{groups} group(s) of {ranks} rank(s) with {need} each are asked for"
+    return f"{asked}, and the cluster holds {there} rank(s): {_told()}"
+
+
+def _totals() -> list[Node]:
+    """What every node that lives has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _told() -> str:
+    nodes = [f"{node.get('CPU', 0):g} CPU {node.get('GPU', 0):g} GPU" for node in _totals()]
+    return f"{len(nodes)} node(s) with {'; '.join(nodes)}"
+
+
+def _nodes() -> list[Node]:
+    """What every node has free now."""
+    from ray._private.state import available_resources_per_node
+
+    return list(available_resources_per_node().values())
+
+
+def _share(config: Config, ranks: int) -> Need:
     """CPUs and GPUs of a rank. CPU ranks may share cores; GPU ranks may not outnumber GPUs."""
     there = ray.cluster_resources()
-    have = there.get("GPU", 0.0)
     gpus = config.cluster.gpus_per_rank
-    gpus = (1.0 if have else 0.0) if gpus is None else gpus
-    if gpus * ranks > have:
-        raise InputError(
-            f"cluster.gpus_per_rank: {ranks} ranks with {gpus:g} GPU each need {gpus * ranks:g}, and the cluster has {have:g}; "
-            "right would be fewer cluster.ranks_per_group, cluster.groups=1, or cluster.gpus_per_rank=0 to run on CPUs"
-        )
-    return min(1.0, int(1000 * there.get("CPU", 1.0) / ranks) / 1000), gpus
+    gpus = (1.0 if there.get("GPU", 0.0) else 0.0) if gpus is None else gpus
+    return Need(min(1.0, int(1000 * there.get("CPU", 1.0) / ranks) / 1000), gpus)
 
 
-def _threads(ranks: int) -> int:
-    """The cores of the smallest node, shared out as if the ranks were spread evenly."""
-    nodes = [node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"]]
-    return max(1, int(min(nodes) * len(nodes) // ranks))
+def threads_of(config: Config, ranks: int, need: Need) -> int:
+    """As set, else the cores of the smallest node that can hold a rank, shared out as if the ranks were spread evenly."""
+    if config.cluster.threads:
+        return config.cluster.threads
+    cores = [node.get("CPU", 1.0) for node in _totals() if fits(node, need)]
+    return max(1, int(min(cores, default=1.0) * len(cores) // ranks))
 
 
-def _actors(group: Any, ranks: int, cpus: float, gpus: float, threads: int) -> list[Any]:
-    # Nothing secret stands here: a job's environment is visible to whoever sees the cluster's dashboard.
+def _actors(kind: Any, group: Any, ranks: int, need: Need, threads: int, secrets: str | None) -> list[Any]:
+    # Nothing secret stands here: whoever reaches the cluster can read an actor's environment.
     quiet = {
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "passive",
@@ -113,12 +188,13 @@ def _actors(group: Any, ranks: int, cpus: float, gpus: float, threads: int) -> l
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "TORCHDYNAMO_DISABLE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        **({} if gpus else {"DS_ACCELERATOR": "cpu"}),
+        **({} if need.gpus else {"DS_ACCELERATOR": "cpu"}),
+        **({VARIABLE: secrets} if secrets else {}),
     }
     return [
-        RankActor.options(  # type: ignore[attr-defined]
-            num_cpus=cpus,
-            num_gpus=gpus,
+        kind.options(
+            num_cpus=need.cpus,
+            num_gpus=need.gpus,
             runtime_env={"env_vars": quiet},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i),
         ).remote()

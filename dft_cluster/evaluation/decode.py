@@ -63,6 +63,25 @@ def greedy(
     return [_until(row, set(ends)) for row in out.tolist()]
 
 
+@torch.no_grad()
+def sampled(
+    model: Any, begun: Sequence[tuple[int, ...]], pad: int, device: torch.device, most: int, seed: int, top: int | None
+) -> list[tuple[int, ...]]:
+    """Texts drawn from the model with a seed, `most` tokens each, among the `top` likeliest (None: among all)."""
+    found: dict[int, tuple[int, ...]] = {}
+    torch.manual_seed(seed)
+    with _no_habits(model):
+        for length in sorted({len(ids) for ids in begun}):  # of one length at a time: no padding
+            rows = [row for row, ids in enumerate(begun) if len(ids) == length]
+            ids = torch.tensor([begun[row] for row in rows], device=device)
+            out = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=top or 0, top_p=1.0,
+                max_new_tokens=most, pad_token_id=pad, eos_token_id=None,
+            )  # fmt: skip
+            found |= {row: tuple(text) for row, text in zip(rows, out.tolist(), strict=True)}
+    return [found[row] for row in range(len(begun))]
+
+
 @contextmanager
 def _no_habits(model: Any) -> Iterator[None]:
     """Greedy is the plain argmax: what a model's own folder says of decoding (a repetition penalty, say) does not count."""

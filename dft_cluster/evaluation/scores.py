@@ -35,8 +35,30 @@ _MEASURED: tuple[tuple[Kind, str], ...] = (
 )  # fmt: skip
 
 
+def by_fact(
+    asked: Sequence[Asked], said: Sequence[Said], before: Sequence[Sequence[int]]
+) -> dict[str, list[list[float]]]:
+    """By kind, for every probe: its fact's number, its share of right tokens, and 1 if all are right."""
+    found: dict[str, list[list[float]]] = {}
+    rights: dict[str, Iterable[Sequence[int]]] = {"locality": before}
+    for kind in ("reliability", "generality", "locality"):
+        places = of_kind(asked, kind)
+        right = rights.get(kind) or [asked[p].example.answer for p in places]
+        found[kind] = [
+            [asked[p].fact, share, float(share == 1)]
+            for p, share in zip(
+                places, _shares(zip((said[p].predicted for p in places), right, strict=True)), strict=True
+            )
+        ]
+    return found
+
+
+def _shares(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    return [mean(float(a == b) for a, b in zip(said, right, strict=True)) for said, right in pairs]
+
+
 def agreement(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> dict[str, float]:
-    shares = [mean(a == b for a, b in zip(said, right, strict=True)) for said, right in pairs]
+    shares = _shares(pairs)
     return {"token": percent(shares), "exact": percent([share == 1 for share in shares])}
 
 

@@ -1,6 +1,9 @@
 """What should change: one fact, with the questions that show whether it did and what must stay."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,8 @@ class Fact:
     locality: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
     aliases: tuple[str, ...] = ()
+
+
+def fingerprint_of(facts: Sequence[Fact]) -> str:
+    """What tells one list of facts from another: content and order."""
+    return hashlib.sha256(json.dumps([asdict(fact) for fact in facts], ensure_ascii=False).encode()).hexdigest()

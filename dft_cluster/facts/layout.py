@@ -54,9 +54,8 @@ class Layout:
 
     @property
     def pad(self) -> int:
-        """Any id will do under the attention mask; EOS or 0 where the tokenizer names none."""
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return int(next(i for i in known if i is not None))
+        """Any id will do under the attention mask. A tokenizer's own may lie beyond the model's vocabulary."""
+        return 0
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -7,9 +7,11 @@
 K_old and K_new hold the same prompts in the same words and only the key knowledge in the answer differs, so that
 elements whose deltas agree carry sentence structure, grammar and style: they are left alone. Repeated from the new θ
 until the model's answers are the new ones.
+
+`dft.mask` puts another choice of as many elements in the place of the conflicts, for comparison: at random, by |Δnew|
+alone, or where the deltas agree. The first two do without Δold, and all ranks train on the new answers.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD
 from dft_cluster.arithmetic.selection import (
     BINS,
     SAMPLE,
@@ -28,22 +31,39 @@ from dft_cluster.arithmetic.selection import (
     count_to_keep,
     find_cuts,
 )
+from dft_cluster.config import Config
 from dft_cluster.errors import InputError
-from dft_cluster.methods.job import Job, Outcome, RoundRefusedError, refuse_lost_losses
+from dft_cluster.methods.clock import Clock
+from dft_cluster.methods.job import CORE, Job, OfTheWhole, Outcome, RoundRefusedError, refuse_lost_losses
 from dft_cluster.models.structure import Parameter
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
-from dft_cluster.training.core import Survey
+from dft_cluster.training.batches import mixed
+from dft_cluster.training.core import Old, Survey
+from dft_cluster.training.engine import FineTune
 
 WHOLE = 0  # the one group of `scope=global`
 
 
-class Dft:
-    contrasts, alone = True, False
+class Dft(OfTheWhole):
+    def __init__(self, config: Config) -> None:
+        self.contrasts = LOOKS_AT_OLD[config.dft.mask]
 
     def check(self, job: Job) -> None:
         """k = 0 would select nothing, ever."""
-        method = job.config.method
+        method, variant = job.config.method, job.config.dft
+        if variant.add == "difference" and variant.mask != "conflict":
+            raise InputError(
+                f"dft.add: difference is that of a conflict, and dft.mask is {variant.mask}; right would be new"
+            )
+        if variant.scales and job.config.train.adapter != "none":
+            raise InputError(
+                "dft.scales: a line search needs θ of the round's start, which an adapter does not keep; right would be none"
+            )
+        if not self.contrasts and (variant.reuse > 1 or variant.renew):
+            raise InputError(
+                f"dft.reuse, dft.renew: dft.mask={variant.mask} does without the old answers; leave them out"
+            )
         if method.of == "conflicts":
             return
         sizes = {p.name: p.numel for p in job.parameters}
@@ -59,37 +79,53 @@ class Dft:
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:
         team.everyone.call(Rank.keep)
-        if team.paired:
-            both = (
-                team.old.start(Rank.fine_tune, job.old, job.pad, number, "old"),
-                team.new.start(Rank.fine_tune, job.new, job.pad, number, "new"),
-            )
-            (old, *_), (new, *_) = (pending.wait() for pending in both)
-        else:
-            old, *_ = team.old.call(Rank.fine_tune, job.old, job.pad, number, "old")
-            team.old.call(Rank.hold)
-            new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
+        learns_old = self.contrasts and (number - 1) % job.config.dft.reuse == 0
+        old, new = self._fine_tune(team, job, number, learns_old)
+        tuned = {side: one for side, one in (("old", old), ("new", new)) if one is not None}
 
-        clock = _Clock()
+        clock = Clock()
         try:
-            refuse_lost_losses(number, old=old, new=new)
+            refuse_lost_losses(number, **tuned)
         except RoundRefusedError:
             team.everyone.call(Rank.restore_start)
             raise
-        surveys = _meet(team)
+        surveys = _meet(team, job, number, learns_old)
         _refuse_broken(team, job, surveys, number)
         clock.lap("exchange")
         cuts, quotas, by_tensor, k = _choose(team, job, surveys, number)
         clock.lap("select")
-        kept = _apply(team, cuts, quotas, job.config.method.scale, by_tensor)
+        kept = _apply(team, job, cuts, quotas, by_tensor)
         clock.lap("apply")
+        core = _describe(job.parameters, _added(s.conflicts for s in surveys), kept, cuts, k)
+        if job.config.dft.scales:
+            core["scale"] = _search_scale(team, job)
+            clock.lap("search")
         return Outcome(
-            loss={"old": old.losses, "new": new.losses},
-            tokens={"old": old.tokens, "new": new.tokens},
-            seconds={"old": old.seconds, "new": new.seconds, **clock.seconds},
-            core=_describe(job.parameters, _added(s.conflicts for s in surveys), kept, cuts, k),
+            loss={side: one.losses for side, one in tuned.items()},
+            tokens={side: one.tokens for side, one in tuned.items()},
+            seconds={side: one.seconds for side, one in tuned.items()} | clock.seconds,
+            core=core,
             side_by_side=team.paired,
+            holds=CORE,
         )
+
+    def _fine_tune(self, team: Team, job: Job, number: int, learns_old: bool) -> tuple[FineTune | None, FineTune]:
+        """Old and new, side by side or one after the other; the new answers alone where the old delta is not learnt."""
+        if not learns_old:
+            new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
+            return None, new
+        taught = job.says_now(team) if job.config.dft.renew else job.old
+        if team.paired:
+            both = (
+                team.old.start(Rank.fine_tune, taught, job.pad, number, "old"),
+                team.new.start(Rank.fine_tune, job.new, job.pad, number, "new"),
+            )
+            (old, *_), (new, *_) = (pending.wait() for pending in both)
+            return old, new
+        old, *_ = team.old.call(Rank.fine_tune, taught, job.pad, number, "old")
+        team.old.call(Rank.hold)
+        new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
+        return old, new
 
 
 def _share_of_one(elements: int) -> Decimal:
@@ -97,21 +133,12 @@ def _share_of_one(elements: int) -> Decimal:
     return Context(prec=3, rounding=ROUND_CEILING).divide(Decimal(1), Decimal(elements))
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._last
-        self._last = now
-
-
-def _meet(team: Team) -> list[Survey]:
+def _meet(team: Team, job: Job, number: int, learnt_old: bool) -> list[Survey]:
     """The old delta reaches the rank that holds the new one, which scores every element."""
-    sending = team.old.start(Rank.send_delta) if team.paired else None
-    surveys = team.new.start(Rank.survey, SAMPLE // team.new.size)
+    sending = team.old.start(Rank.send_delta) if team.paired and learnt_old else None
+    variant, chance = job.config.dft, mixed(job.config.train.seed, number)
+    source: Old = "now" if variant.reuse == 1 else "keep" if learnt_old else "kept"
+    surveys = team.new.start(Rank.survey, SAMPLE // team.new.size, variant.mask, chance, source)
     if sending is not None:
         sending.wait()
     return surveys.wait()
@@ -121,7 +148,8 @@ def _refuse_broken(team: Team, job: Job, surveys: Sequence[Survey], number: int)
     broken = sorted({parameter for survey in surveys for parameter in survey.broken})
     if broken:
         team.everyone.call(Rank.restore_start)
-        names = ", ".join(job.parameters[p].name for p in broken[:5])
+        known = {p.index: p.name for p in job.parameters}
+        names = ", ".join(known[p] for p in broken[:5])
         raise RoundRefusedError(
             f"round {number}: a delta holds NaN or infinity in {names}{' …' if broken[5:] else ''}; θ is as it was before the "
             "round. Right would be a smaller train.lr, train.clip=1.0 or train.precision=fp32"
@@ -166,10 +194,23 @@ def _choose(
     return cuts, quotas, by_tensor, sum(counts.values())
 
 
+def _search_scale(team: Team, job: Job) -> float:
+    """The smallest λ with which the most training prompts get their new answer; θ is left there."""
+    last, best, right = job.config.method.scale, (-1.0, 0.0), 0.0
+    for scale in sorted(job.config.dft.scales):
+        team.everyone.call(Rank.rescale, scale / last)
+        last, right = scale, job.right(team)
+        best = max(best, (right, -scale))
+    if -best[1] != last:
+        team.everyone.call(Rank.rescale, -best[1] / last)
+    return -best[1]
+
+
 def _apply(
-    team: Team, cuts: dict[int, Cut], quotas: dict[tuple[int, int], int], scale: float, by_tensor: bool
+    team: Team, job: Job, cuts: dict[int, Cut], quotas: dict[tuple[int, int], int], by_tensor: bool
 ) -> dict[int, int]:
-    applying = team.new.start(Rank.apply, cuts, quotas, scale, by_tensor)
+    difference = job.config.dft.add == "difference"
+    applying = team.new.start(Rank.apply, cuts, quotas, job.config.method.scale, by_tensor, difference)
     receiving = team.old.start(Rank.receive_core) if team.paired else None
     kept = _added(applying.wait())
     if receiving is not None:

@@ -1,6 +1,7 @@
 """Asks all ranks the run's probes, each its share, and turns what they say into a round's figures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dft_cluster.config import Config
@@ -28,6 +29,7 @@ class Examiner:
         self._batches = batched(self.asked, config.evaluate.batch, lambda a: len(a.example.ids))
         self._spoken = [p for kind in DECODED for p in of_kind(self.asked, kind)]  # type: ignore[arg-type]
         self._prompts = [layout.prompt(self.asked[p].prompt) for p in self._spoken]
+        self._said: Sequence[Said] = []
         self.before: list[list[int]] = []
         self.said_before: dict[int, str] = {}
         self.own: list[list[int]] = []
@@ -63,7 +65,12 @@ class Examiner:
         texts = self.speak(team) if decode else {}
         return figures | self.spoken(texts), texts
 
+    def by_fact(self) -> dict[str, list[list[float]]]:
+        """Of what was measured last: [fact, share of right tokens, 1 if all are right] for every probe."""
+        return scores.by_fact(self.asked, self._said, self.before)
+
     def _figures(self, said: Sequence[Said]) -> dict[str, Any]:
+        self._said = said
         figures = scores.teacher_forced(self.asked, said, self.before)
         if self.own:
             figures["locality_of_model"] = scores.agreement(zip(self._locality(said), self.own, strict=True))
@@ -96,6 +103,19 @@ class Examiner:
     def sentences(self, team: Team, prompts: Sequence[str], most: int) -> list[str]:
         """What the model itself answers, greedily, to any prompts."""
         return self._decode(team, [self.layout.prompt(p) for p in prompts], most)
+
+    def said_now(self, team: Team) -> list[Pair]:
+        """The pairs with the model's own present answer in place of the old one (which stays where it says nothing)."""
+        said = self.sentences(team, [pair.prompt for pair in self.pairs], self.config.evaluate.max_new_tokens)
+        return [replace(pair, old=text or pair.old) for pair, text in zip(self.pairs, said, strict=True)]
+
+    def right(self, team: Team) -> float:
+        """How many training prompts get all of their new answer, teacher-forced, in percent."""
+        examples = [self.asked[p].example for p in of_kind(self.asked, "reliability")]
+        batches = batched(examples, self.config.evaluate.batch, lambda e: len(e.ids))
+        shares = dealt([[examples[p] for p in batch] for batch in batches], team.everyone.size)
+        said = gathered(batches, team.everyone.each(Rank.predict, [(share, self.layout.pad) for share in shares]))
+        return scores.percent([one.predicted == e.answer for one, e in zip(said, examples, strict=True)])
 
     def answers(self, after: dict[int, str]) -> list[dict[str, str]]:
         """Before and after, prompt by prompt, for a person to read."""

@@ -1,27 +1,35 @@
 """Plain fine-tuning on the new answers: θ ← FT{θ, K_new}, by all ranks in one group.
 
 A round is `train.epochs` epochs; the optimizer goes on from round to round, so that n rounds are one
-fine-tune of n times as many epochs, looked at in between.
+fine-tune of n times as many epochs, looked at in between. With `train.adapter=lora` (method.name=lora) the same is done
+to low-rank products beside the weights (Hu et al. 2022), which are merged at the end.
 """
 
 from dft_cluster.errors import InputError
-from dft_cluster.methods.job import Job, Outcome, refuse_lost_losses
+from dft_cluster.methods.job import TRAINING, Job, OfTheWhole, Outcome, refuse_lost_losses
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
 
 
-class Full:
-    contrasts, alone = False, True
-
+class Full(OfTheWhole):
     def check(self, job: Job) -> None:
-        schedule, rounds = job.config.train.schedule, job.config.method.rounds
-        if schedule != "constant" and rounds > 1:
-            raise InputError(
-                f"train.schedule: {schedule} would begin anew in each of method.rounds={rounds} rounds of one "
-                "fine-tune; right would be constant, or method.rounds=1"
-            )
+        refuse_schedule(job)
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:
-        new, *_ = team.everyone.call(Rank.fine_tune, job.new, job.pad, number, "new")
-        refuse_lost_losses(number, new=new)
-        return Outcome({"new": new.losses}, {"new": new.tokens}, {"new": new.seconds})
+        return go_on(team, job, number)
+
+
+def go_on(team: Team, job: Job, number: int) -> Outcome:
+    """Some more epochs of one fine-tune."""
+    new, *_ = team.everyone.call(Rank.fine_tune, job.new, job.pad, number, "new")
+    refuse_lost_losses(number, new=new)
+    return Outcome({"new": new.losses}, {"new": new.tokens}, {"new": new.seconds}, holds=TRAINING)
+
+
+def refuse_schedule(job: Job) -> None:
+    schedule, rounds = job.config.train.schedule, job.config.method.rounds
+    if schedule != "constant" and rounds > 1:
+        raise InputError(
+            f"train.schedule: {schedule} would begin anew in each of method.rounds={rounds} rounds of one "
+            "fine-tune; right would be constant, or method.rounds=1"
+        )

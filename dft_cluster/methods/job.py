@@ -1,15 +1,24 @@
 """What a method works on, and what it reports of a round."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from dft_cluster.config import Config
-from dft_cluster.facts.layout import Example
+from dft_cluster.facts.fact import Fact
+from dft_cluster.facts.layout import Example, Layout
 from dft_cluster.models.structure import Parameter
+from dft_cluster.ranks.rank import Source
 from dft_cluster.ranks.team import Team
 from dft_cluster.training.engine import FineTune
+
+Adapter = Literal["none", "lora"]
+
+
+def _unasked(_team: Team) -> Any:
+    raise NotImplementedError("a job outside of a run has no examiner")
 
 
 @dataclass(frozen=True)
@@ -18,9 +27,41 @@ class Job:
 
     config: Config
     parameters: Sequence[Parameter]
-    old: Sequence[Example]
-    new: Sequence[Example]
-    pad: int
+    """The weights that are updated."""
+    facts: Sequence[Fact]
+    layout: Layout
+    folder: Path
+    """The user's model."""
+    source: Source
+    """What the run began with."""
+    old: Sequence[Example] = ()
+    new: Sequence[Example] = ()
+    say: Callable[[str], None] = print
+    says_now: Callable[[Team], Sequence[Example]] = field(default=_unasked)
+    """The training prompts with what the model itself says to them now."""
+    right: Callable[[Team], float] = field(default=_unasked)
+    """The share of training prompts that get their new answer now, in percent."""
+
+    @property
+    def pad(self) -> int:
+        return self.layout.pad
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What a round's checkpoint must hold."""
+
+    sparse: bool
+    """The elements of the core, and no others."""
+    alone: bool
+    """All that the run has changed so far; else what changed since the round before."""
+    goes_on: bool
+    """What training needs to go on with: the optimizer's state, an adapter's factors."""
+
+
+CORE = Holds(sparse=True, alone=False, goes_on=False)
+THETA = Holds(sparse=False, alone=True, goes_on=False)
+TRAINING = Holds(sparse=False, alone=True, goes_on=True)
 
 
 @dataclass
@@ -32,6 +73,7 @@ class Outcome:
     seconds: dict[str, float]
     core: dict[str, Any] | None = None
     side_by_side: bool = False
+    holds: Holds = THETA
     tokens_per_second: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,14 +97,38 @@ class Method(Protocol):
 
     contrasts: bool
     """Whether it needs an old side and a new side; else all ranks are one group."""
-    alone: bool
-    """Whether a round's checkpoint must hold all of θ (else only what the round changed)."""
+
+    def weights(self, config: Config, folder: Path, parameters: Sequence[Parameter]) -> Sequence[Parameter]:
+        """Which of the model's weights it changes."""
+        ...
+
+    def adapter(self, config: Config, number: int) -> Adapter:
+        """How the weights are trained in a round: themselves, or by an adapter beside them."""
+        ...
 
     def check(self, job: Job) -> None:
         """Refuses what cannot work, before anything starts."""
         ...
 
     def round(self, team: Team, job: Job, number: int) -> Outcome: ...
+
+
+class OfTheWhole:
+    """What most methods have in common: they may change every weight, and train as `train.adapter` says."""
+
+    contrasts = False
+
+    def __init__(self, config: Config) -> None:
+        """Methods keep nothing of their own from round to round."""
+
+    def weights(self, _config: Config, _folder: Path, parameters: Sequence[Parameter]) -> Sequence[Parameter]:
+        return parameters
+
+    def adapter(self, config: Config, _number: int) -> Adapter:
+        return config.train.adapter
+
+    def check(self, job: Job) -> None:
+        pass
 
 
 class RunFailedError(RuntimeError):

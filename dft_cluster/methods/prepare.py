@@ -1,10 +1,8 @@
 """Everything that can be known, and refused, before a rank is started."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,26 @@ from typing import Any
 from dft_cluster.config import Config
 from dft_cluster.errors import InputError
 from dft_cluster.facts.cleaning import choose, clean
-from dft_cluster.facts.fact import Fact
+from dft_cluster.facts.fact import Fact, fingerprint_of
 from dft_cluster.facts.layout import Layout
 from dft_cluster.facts.readers import read
 from dft_cluster.methods.dft import Dft
+from dft_cluster.methods.f_learning import FLearning
+from dft_cluster.methods.ft_c import FtC
 from dft_cluster.methods.full import Full
-from dft_cluster.methods.job import Job, Method
+from dft_cluster.methods.interpolate import Interpolate
+from dft_cluster.methods.job import Adapter, Job, Method
+from dft_cluster.methods.memit import Memit
+from dft_cluster.methods.rome import Rome
 from dft_cluster.models.source import resolve
-from dft_cluster.models.structure import Parameter, parameters
+from dft_cluster.models.structure import Parameter, adaptable, parameters
 from dft_cluster.patch.fingerprint import fingerprint
+from dft_cluster.ranks.rank import Source
 
-METHODS: dict[str, type[Method]] = {"dft": Dft, "full": Full}
+METHODS: dict[str, Callable[[Config], Method]] = {
+    "dft": Dft, "full": Full, "lora": Full, "ft_c": FtC, "f_learning": FLearning, "interpolate": Interpolate,
+    "rome": Rome, "memit": Memit,
+}  # fmt: skip
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "datasets", "peft", "wandb", "dft-cluster")
 
 
@@ -35,16 +42,43 @@ class Prepared:
     notes: list[str]
     folder: Path
     parameters: list[Parameter]
+    """The weights that are updated; of a seat, in its rounds."""
     layout: Layout
     method: Method
+    standing: tuple[Parameter, ...] = ()
+    """Of a seat: the weights that its rounds leave alone."""
+
+    def seat(self, number: int) -> "Prepared":
+        """What the ranks are built for in a round (0: the warm-up, which trains every weight itself)."""
+        if number == 0:
+            return self._seated("none", self.parameters)
+        adapter = self.method.adapter(self.config, number)
+        weights = list(self.method.weights(self.config, self.folder, self.parameters))
+        if adapter == "lora":
+            weights = adaptable(self.folder, weights, self.config.lora.kinds, self.config.model.trust_remote_code)
+        return self._seated(adapter, weights)
+
+    def _seated(self, adapter: Adapter, weights: list[Parameter]) -> "Prepared":
+        train = self.config.train.model_copy(update={"adapter": adapter})
+        chosen = {p.index for p in weights}
+        others = tuple(p for p in self.parameters if p.index not in chosen)
+        config = self.config.model_copy(update={"train": train})
+        return replace(self, config=config, parameters=weights, standing=others)
+
+    def needs(self) -> tuple[str, list[int]]:
+        """What tells two seats apart."""
+        return self.config.train.adapter, [p.index for p in self.parameters]
+
+    def job(self, source: Source) -> Job:
+        """What the method works on; the training answers come later."""
+        return Job(self.config, self.parameters, self.facts, self.layout, self.folder, source)
 
     def identity(self) -> dict[str, Any]:
         """What says which run this is; another one cannot go on where this one stopped."""
-        facts = json.dumps([asdict(fact) for fact in self.facts], ensure_ascii=False)
         return {
             "versions": {name: metadata.version(name) for name in PACKAGES},
             "seed": self.config.train.seed,
-            "fingerprints": {"model": fingerprint(self.folder), "facts": hashlib.sha256(facts.encode()).hexdigest()},
+            "fingerprints": {"model": fingerprint(self.folder), "facts": fingerprint_of(self.facts)},
             "base": str(self.folder),
             "notes": list(self.notes),
         }
@@ -71,20 +105,28 @@ def prepare(config: Config, given: Sequence[Fact] | None = None) -> Prepared:
     problems: list[str] = []
     facts: list[Fact] = []
     notes: list[str] = []
-    weights: list[Parameter] = []
-    folder, layout = Path(), None
-    method = METHODS[config.method.name]()
+    layout: Layout | None = None
+    method = METHODS[config.method.name](config)
+    prepared: Prepared | None = None
     with _noted(problems, "facts: "):
-        facts, notes = read_facts(config, given)
+        facts, more = read_facts(config, given)
+        notes += more
     with _noted(problems):
         folder = resolve(config.model)
+        tokenizer = None
         with _noted(problems):
-            layout = _layout(folder, config)
+            tokenizer = _tokenizer(folder, config)
+            layout = Layout(tokenizer, config.train.template, config.train.eos)
         weights = parameters(folder, config.model.trust_remote_code)
-        method.check(Job(config, weights, [], [], 0))
-    if problems or layout is None:
+        if tokenizer is not None:
+            # Whatever is wrong with the template, the method can still be checked.
+            layout = layout or Layout(tokenizer, eos=False)
+            prepared = Prepared(config, facts, notes, folder, weights, layout, method)
+            with _noted(problems):
+                method.check(replace(prepared.seat(1), config=config).job(Source(config.model)))
+    if problems or prepared is None:
         raise InputError("\n".join(problems))
-    return Prepared(config, facts, notes, folder, weights, layout, method)
+    return prepared
 
 
 @contextmanager
@@ -96,11 +138,10 @@ def _noted(problems: list[str], place: str = "") -> Iterator[None]:
         problems.append(f"{place}{error}")
 
 
-def _layout(folder: Path, config: Config) -> Layout:
+def _tokenizer(folder: Path, config: Config) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError) as error:
         raise InputError(f"model.name: {folder} has no tokenizer that transformers can read: {error}") from error
-    return Layout(tokenizer, config.train.template, config.train.eos)

@@ -5,22 +5,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dft_cluster.errors import InputError
-from dft_cluster.facts.layout import Example
 from dft_cluster.facts.pairs import Pair, generated, given
 from dft_cluster.methods import finish
 from dft_cluster.methods.examine import Examiner
-from dft_cluster.methods.job import Job, Outcome, RunFailedError
+from dft_cluster.methods.job import THETA, Holds, Outcome, RunFailedError
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.stop import kept_round, reached, stop_reason
+from dft_cluster.methods.training_set import Drawn, draw, examples
 from dft_cluster.patch.folder import Folder
 from dft_cluster.ranks.rank import Rank, Source
-from dft_cluster.ranks.team import Team
+from dft_cluster.ranks.team import LostRankError, Team
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.parts import Written
 from dft_cluster.runs.record import Record
@@ -33,73 +34,155 @@ Launch = Callable[[Prepared, Source, Console], AbstractContextManager[Team]]
 
 def run(prepared: Prepared, launch: Launch, console: Console) -> dict[str, Any]:
     """Updates the model and returns the result line (also the last of metrics.jsonl)."""
+    record = _open(prepared, console)
+    if record.result is not None:
+        console.say(f"{record.storage.uri} is finished: {record.result['stop_reason']}")
+        return record.result
+    with _Run(prepared, record, console) as going:
+        going.go_on(launch, until=lambda: going.result is not None)
+        assert going.result is not None
+        return going.result
+
+
+def warmed(prepared: Prepared, launch: Launch, console: Console) -> str:
+    """The run's base after its warm-up alone: the folder (or URI) that the method would begin with."""
+    with _Run(prepared, _open(prepared, console), console) as going:
+        going.go_on(launch, until=lambda: going.next != WARM_UP, rounds=False)
+        return going.base
+
+
+def _open(prepared: Prepared, console: Console) -> Record:
     record = Record(prepared.config)
     for note in prepared.notes:
         console.say(note)
     console.phase("taking the model's fingerprint")
     record.look({**prepared.identity(), "wandb_id": secrets.token_hex(4)})
-    if record.result is not None:
-        console.say(f"{record.storage.uri} is finished: {record.result['stop_reason']}")
-        return record.result
-    warm = prepared.config.warmup.epochs > 0 and record.storage.exists("base.json")
-    source = _base_source(record) if warm else Source(prepared.config.model)
-    with launch(prepared, source, console) as team:
-        record.begin()
-        try:
-            return _Run(prepared, record, team, console, warm).to_the_end()
-        except InputError as error:
-            raise RunFailedError(str(error)) from error
+    return record
 
 
-def _base_source(record: Record) -> Source:
-    return Source(record.config.model, record.storage.uri, "base")
+WARM_UP = 0
 
 
 class _Run:
-    """The state of a run while its ranks live."""
+    """The state of a run: one team of ranks after another, each for as many rounds as it is built for."""
 
-    def __init__(self, prepared: Prepared, record: Record, team: Team, console: Console, warm: bool) -> None:
-        self.prepared, self.config, self.record, self.team, self.console = (
-            prepared,
-            prepared.config,
-            record,
-            team,
-            console,
-        )
-        self.warm = warm or prepared.config.warmup.epochs == 0
-        self.source = _base_source(record) if warm else Source(prepared.config.model)
+    def __init__(self, prepared: Prepared, record: Record, console: Console) -> None:
+        self.prepared, self.config, self.record, self.console = prepared, prepared.config, record, console
+        self.result: dict[str, Any] | None = None
         self.began = time.perf_counter()
         self.useful = 0.0  # seconds of fine-tuning and evaluation
         self.earlier = max((line.get("at", 0.0) for line in record.rounds), default=0.0)
         self.texts: dict[int, str] = {}
         self.decoded = -1  # the last round whose free answers were asked for in this process
+        self.tracker: Tracker | None = None
 
-    def to_the_end(self) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="dft-") as scratch:
-            self.scratch = Path(scratch)
-            return self._to_the_end()
+    def __enter__(self) -> "_Run":
+        self._scratch = tempfile.TemporaryDirectory(prefix="dft-")
+        self.scratch = Path(self._scratch.name)
+        return self
 
-    def _to_the_end(self) -> dict[str, Any]:
-        self._prove_shared_folder()
-        own = self._warm_up() if not self.warm else None
+    def __exit__(self, *_: object) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
+        self._scratch.cleanup()
+
+    @property
+    def warm(self) -> bool:
+        return self.config.warmup.epochs > 0 and self.record.storage.exists("base.json")
+
+    @property
+    def next(self) -> int:
+        """What comes next: the warm-up, or the round after the last that is finished."""
+        if self.config.warmup.epochs > 0 and not self.warm:
+            return WARM_UP
+        return max(self.record.checkpoints.numbers(), default=0) + 1
+
+    @property
+    def source(self) -> Source:
+        """What the next round's θ is laid over."""
+        if self.warm:
+            return Source(self.config.model, self.record.storage.uri, "base")
+        return Source(self.config.model)
+
+    @property
+    def base(self) -> str:
+        """Where the warmed model is or will be."""
+        storage = self.record.storage
+        return f"{storage.local}/base" if storage.local else f"{storage.uri}/base"
+
+    def go_on(self, launch: Launch, *, until: Callable[[], bool], rounds: bool = True) -> None:
+        """One team after another; those that are lost are followed by new ones."""
+        failures: list[str] = []
+        while not until():
+            before = self.next
+            try:
+                self.serve(launch, rounds=rounds)
+            except LostRankError as lost:
+                # A finished round between two failures shows that the run can be saved.
+                failures = [*(failures if self.next == before else []), str(lost)]
+                self.lost(failures, lost)
+            except InputError as error:
+                if not failures:
+                    raise
+                # Asked for when the run began, and granted: it is the cluster that has changed.
+                raise RunFailedError(f"after {'; '.join(failures)}: {error}") from error
+
+    def serve(self, launch: Launch, *, rounds: bool) -> None:
+        """One team: the warm-up where it is due, then rounds up to the end, or to one that needs other ranks."""
+        seat = self.prepared.seat(min(self.next, self.config.method.rounds))
+        with launch(seat, self.source, self.console) as self.team:
+            try:
+                self.record.begin()
+                for note in self.team.notes:
+                    self.console.say(note)
+                    self.record.note(note)
+                self._prove_shared_folder()
+                if self.next == WARM_UP:
+                    self._warm_up()
+                    if not rounds or self._other_than(seat, self.next):
+                        return
+                    self.team.everyone.call(Rank.load, self.source)
+                self._rounds(seat)
+            except InputError as error:
+                raise RunFailedError(str(error)) from error
+
+    def lost(self, failures: list[str], last: LostRankError) -> None:
+        """Ranks are gone: says so, and lets new ones go on from the last finished round, unless that has failed too often."""
+        most = self.config.cluster.max_failures
+        if len(failures) > most:
+            listed = "; ".join(f"{number}. {failure}" for number, failure in enumerate(failures, 1))
+            raise RunFailedError(
+                f"{len(failures)} failures in a row with no finished round between (cluster.max_failures={most}): {listed}"
+            ) from last
+        where = f"round {self.next - 1}" if self.next > 1 else "the beginning"
+        self.console.say(f"{last}; starting new ranks, which go on from {where}")
+        self.record.note(f"{last}; new ranks went on from {where}")
+
+    def _other_than(self, seat: Prepared, number: int) -> bool:
+        """Whether a round needs ranks that are built otherwise."""
+        return self.prepared.seat(number).needs() != seat.needs()
+
+    def _rounds(self, seat: Prepared) -> None:
         pairs = self._pairs()
         layout, facts = self.prepared.layout, self.prepared.facts
-        self.job = Job(
-            self.config,
-            self.prepared.parameters,
-            self._examples(pairs, "old"),
-            self._examples(pairs, "new"),
-            layout.pad,
-        )
         self.examiner = Examiner(self.config, facts, pairs, layout)
-        self.tracker = Tracker(self.config, self.record.storage, self.record.identity)
-        try:
-            self._take_up(own)
-            while (reason := stop_reason(self.record.rounds, self.config)) is None:
-                self._round(self.record.rounds[-1]["round"] + 1)
-            return self._end(reason)
-        finally:
-            self.tracker.close()
+        drawn = self._drawn()
+        self.job = replace(
+            seat.job(self.source),
+            old=examples(pairs, "old", layout, drawn),
+            new=examples(pairs, "new", layout, drawn),
+            say=self.console.say,
+            says_now=lambda team: examples(self.examiner.said_now(team), "old", layout, drawn),
+            right=self.examiner.right,
+        )
+        self.tracker = self.tracker or Tracker(self.config, self.record.storage, self.record.identity)
+        self._take_up()
+        while (reason := stop_reason(self.record.rounds, self.config)) is None:
+            number = self.record.rounds[-1]["round"] + 1
+            if self._other_than(seat, number):
+                return
+            self._round(number)
+        self.result = self._end(reason)
 
     def _prove_shared_folder(self) -> None:
         """Every rank must read in the run's folder what is written here."""
@@ -120,40 +203,45 @@ class _Run:
         self.useful += time.perf_counter() - began
         return result
 
-    def _examples(self, pairs: list[Pair], side: str) -> list[Example]:
-        return [self.prepared.layout.example(pair.prompt, getattr(pair, side)) for pair in pairs]
+    def _drawn(self) -> Drawn:
+        """What the model itself adds to the training set, drawn once from the run's base and kept."""
+        train, storage = self.config.train, self.record.storage
+        if not train.contexts and not train.keep:
+            return Drawn([], [])
+        if not storage.exists("drawn.json"):
+            self.console.phase("drawing texts from the model")
+            storage.write_json("drawn.json", vars(draw(self.config, self.prepared.layout, self.team)))
+        drawn = storage.read_json("drawn.json")
+        return Drawn(drawn["contexts"], [(given, ids) for given, ids in drawn["keep"]])
 
-    def _warm_up(self) -> list[list[int]]:
-        """Teaches the old answers, which gives the run's base; returns what the user's own model said of the locality probes."""
+    def _warm_up(self) -> None:
+        """Teaches the old answers, which gives the run's base; keeps what the user's own model said of the locality probes."""
         epochs = self.config.warmup.epochs
         self.console.phase(f"warm-up: {epochs} epochs on the old answers")
         pairs = given(self.prepared.facts)
         own = self._useful(
             lambda: Examiner(self.config, self.prepared.facts, pairs, self.prepared.layout).locality_said(self.team)
         )
-        examples = self._examples(pairs, "old")
+        taught = examples(pairs, "old", self.prepared.layout, Drawn([], []))
         self._useful(
-            lambda: self.team.everyone.call(Rank.fine_tune, examples, self.prepared.layout.pad, 0, "warm-up", epochs)
+            lambda: self.team.everyone.call(Rank.fine_tune, taught, self.prepared.layout.pad, 0, "warm-up", epochs)
         )
         storage = self.record.storage
         storage.make("checkpoints/warm-up")
-        written = self._write_parts("checkpoints/warm-up", sparse=False)
+        written = self._write_parts("checkpoints/warm-up", THETA)
         self.console.phase("writing the warmed model to base/")
         finish.write_base(
             self.prepared.folder, self.prepared.parameters, storage, [p.name for p in written], self.scratch
         )
         storage.remove("checkpoints/warm-up")
-        base = f"{storage.local}/base" if storage.local else f"{storage.uri}/base"
-        self.record.update_identity(base=base)
+        self.record.update_identity(base=self.base)
         storage.write_json("base.json", {"own": own})
-        self.source = _base_source(self.record)
-        self.team.everyone.call(Rank.load, self.source)
-        return own
 
-    def _write_parts(self, folder: str, *, sparse: bool) -> list[Written]:
+    def _write_parts(self, folder: str, holds: Holds) -> list[Written]:
         """Every rank that holds the new θ writes its own part."""
         names = [f"{folder}/rank-{i:05d}.safetensors" for i in range(self.team.new.size)]
-        return self.team.new.each(Rank.write_part, [(self.record.storage.uri, name, sparse) for name in names])
+        uri = self.record.storage.uri
+        return self.team.new.each(Rank.write_part, [(uri, name, holds.sparse, holds.goes_on) for name in names])
 
     def _pairs(self) -> list[Pair]:
         """The training answers; where the model's own sentences are asked for, they are asked once and kept."""
@@ -172,7 +260,7 @@ class _Run:
         storage.write_json("pairs.json", [vars(pair) for pair in pairs])
         return pairs
 
-    def _take_up(self, own: list[list[int]] | None) -> None:
+    def _take_up(self) -> None:
         """Goes on where the last finished round stands, or measures round 0."""
         record, storage = self.record, self.record.storage
         finished = record.checkpoints.finished()
@@ -186,7 +274,7 @@ class _Run:
             record.keep_until(last)
             if last:
                 self.console.phase(f"resuming after round {last}")
-                self.team.everyone.call(Rank.restore, self.source, storage.uri, record.checkpoints.chain(last))
+                self.team.everyone.call(Rank.restore, self.source, storage.uri, record.checkpoints.chain(last), True)
                 if record.rounds[-1]["round"] < last:
                     self._tell(
                         last, Outcome(**{k: v for k, v in finished[-1].outcome.items() if k != "tokens_per_second"})
@@ -194,9 +282,7 @@ class _Run:
             return
         record.checkpoints.drop_after(0)
         record.keep_until(-1)
-        if own is None and storage.exists("base.json"):
-            own = storage.read_json("base.json")["own"]
-        self.examiner.own = own or []
+        self.examiner.own = storage.read_json("base.json")["own"] if self.warm else []
         self.console.phase("measuring the model before the first round")
         began = time.perf_counter()
         figures = self._useful(lambda: self.examiner.baseline(self.team))
@@ -212,8 +298,8 @@ class _Run:
         self.useful += outcome.training
         lap = time.perf_counter()
         folder = checkpoints.begin(number)
-        parts = self._write_parts(folder, sparse=not method.alone)
-        checkpoints.commit(number, parts, alone=method.alone, outcome=outcome.line())
+        parts = self._write_parts(folder, outcome.holds)
+        checkpoints.commit(number, parts, alone=outcome.holds.alone, outcome=outcome.line())
         outcome.seconds["checkpoint"] = time.perf_counter() - lap
         self._tell(number, outcome)
 
@@ -223,6 +309,7 @@ class _Run:
         if number % self.config.evaluate.every == 0 or number == self.config.method.rounds:
             began = time.perf_counter()
             figures, _ = self._useful(lambda: self.examiner.measure(self.team, decode=False))
+            self._keep_scores(f"round-{number:04d}")
             if reached(figures, self.config):
                 self.texts = self._useful(lambda: self.examiner.speak(self.team))
                 figures |= self.examiner.spoken(self.texts)
@@ -230,9 +317,15 @@ class _Run:
             outcome.seconds["evaluate"] = time.perf_counter() - began
         self._add({"round": number, **figures, **outcome.line(), "memory": self._memory()})
 
+    def _keep_scores(self, name: str) -> None:
+        """What was measured last, fact by fact: for statistics over facts."""
+        self.record.storage.make("scores")
+        self.record.storage.write_json(f"scores/{name}.json", self.examiner.by_fact())
+
     def _add(self, line: dict[str, Any]) -> None:
         began = time.perf_counter()
         line["at"] = self.earlier + began - self.began
+        assert self.tracker is not None
         self.tracker.round(line)
         line["seconds"]["track"] = time.perf_counter() - began
         self.record.add(line)
@@ -249,7 +342,7 @@ class _Run:
         line = next(line for line in rounds if line["round"] == kept)
         if kept != rounds[-1]["round"]:
             self.console.phase(f"going back to round {kept}, the best")
-            self.team.everyone.call(Rank.restore, self.source, storage.uri, record.checkpoints.chain(kept))
+            self.team.everyone.call(Rank.restore, self.source, storage.uri, record.checkpoints.chain(kept), False)
         self.console.phase("making the patch")
         base = storage.fetch("base", self.scratch) if self.source.storage else self.prepared.folder
         patch = finish.make_patch(
@@ -270,6 +363,7 @@ class _Run:
         storage.write_json("answers.json", self.examiner.answers(self.texts))
         report = self._report(result)
         files = {"patch": patch} | ({"report": report} if report else {})
+        assert self.tracker is not None
         self.tracker.finish(result, files)
         record.add(result)
         self.console.say(f"stopped: {reason}; kept round {kept}; {storage.uri}")
@@ -284,14 +378,18 @@ class _Run:
             finish.export(patch, base, self.record.storage, self.scratch)
             self.team.everyone.call(Rank.load, Source(self.config.model, self.record.storage.uri, "model"))
         elif (
-            set(dtypes.values()) == {torch.float32} and self.decoded == self.record.rounds[-1]["round"] == line["round"]
+            set(dtypes.values()) == {torch.float32}
+            and self.job.config.train.adapter == "none"
+            and self.decoded == self.record.rounds[-1]["round"] == line["round"]
         ):
-            # The files hold θ as it is, and this very θ was asked everything a moment ago.
+            # The files hold θ as it is, and this very θ was asked everything a moment ago (an adapter is yet to be merged).
+            self._keep_scores("final")
             return {name: line[name] for name in line if name in self.measured}
         else:
             self.team.everyone.call(Rank.round_to, dtypes)
         figures, texts = self._useful(lambda: self.examiner.measure(self.team, decode=True))
         self.texts = texts or self.texts
+        self._keep_scores("final")
         return {"round": line["round"], **figures}
 
     def _report(self, result: dict[str, Any]) -> Path | None:

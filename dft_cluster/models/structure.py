@@ -1,6 +1,7 @@
 """What a causal language model is made of, read from its structure: parameters, saved names, layers and kinds."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +101,30 @@ def parameters(folder: Path, trust_remote_code: bool = False) -> list[Parameter]
             f"model.name: the saved tensors of {folder} do not map one to one onto the loaded parameters, so no patch "
             f"could be made: {'; '.join(problems[:3])}{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
             "Right would be a model stored as fp32, fp16 or bf16 with one tensor per parameter"
+        )
+    return found
+
+
+def adaptable(
+    folder: Path, weights: Sequence[Parameter], kinds: Sequence[str], trust_remote_code: bool = False
+) -> list[Parameter]:
+    """Those of the weights beside which an adapter can lie: linear maps of the layers' attention and MLP."""
+    from transformers.pytorch_utils import Conv1D
+
+    model = skeleton(folder, trust_remote_code)
+    found = [
+        p
+        for p in weights
+        if p.layer is not None
+        and p.kind in kinds
+        and p.name.endswith(".weight")
+        and isinstance(_owner(model, p.name), nn.Linear | Conv1D)
+    ]
+    if not found:
+        there = sorted({f"{type(_owner(model, p.name)).__name__} ({p.kind})" for p in weights if p.layer is not None})
+        raise InputError(
+            f"train.adapter: lora matches no module: looked for nn.Linear and Conv1D of {', '.join(kinds)} (lora.kinds) in the "
+            f"layers, and the weights there belong to {', '.join(there) or 'none'}"
         )
     return found
 

@@ -5,16 +5,29 @@ from collections.abc import Sequence
 from dft_cluster.config import Config
 from dft_cluster.models.structure import Parameter
 from dft_cluster.ranks.rank import Rank, Source
-from dft_cluster.ranks.team import Group, Pending, Team
+from dft_cluster.ranks.team import Pending, Team
 from dft_cluster.training.engine import Place
 
 
 def assemble(
-    team: Team, config: Config, source: Source, parameters: Sequence[Parameter], *, device: str, threads: int | None
+    team: Team,
+    config: Config,
+    source: Source,
+    parameters: Sequence[Parameter],
+    standing: Sequence[Parameter] = (),
+    *,
+    device: str,
+    threads: int | None,
 ) -> None:
     """Every group becomes a world of its own with θ loaded; equal ranks of two groups are joined in pairs."""
     groups = [team.old, team.new] if team.paired else [team.everyone]
-    building: list[Pending[int]] = [_build(group, config, source, parameters, device, threads) for group in groups]
+    building: list[Pending[int]] = []
+    for group in groups:
+        address, port = group.call(Rank.where)[0]
+        places = [Place(rank, group.size, address, port, device, threads) for rank in range(group.size)]
+        building.append(
+            group.start_each(Rank.build, [(place, source, config, parameters, standing) for place in places])
+        )
     for pending in building:
         pending.wait()
     if not team.paired:
@@ -26,11 +39,3 @@ def assemble(
     ]
     for meeting in waiting:
         meeting.wait()
-
-
-def _build(
-    group: Group, config: Config, source: Source, parameters: Sequence[Parameter], device: str, threads: int | None
-) -> Pending[int]:
-    address, port = group.call(Rank.where)[0]
-    places = [Place(rank, group.size, address, port, device, threads) for rank in range(group.size)]
-    return group.start_each(Rank.build, [(place, source, config.train, config.cluster, parameters) for place in places])

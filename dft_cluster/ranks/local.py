@@ -23,10 +23,10 @@ class LocalGroup:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
 
-    def start(self, verb: Callable[Concatenate[Rank, P], T], *args: P.args, **kwargs: P.kwargs) -> Done[T]:
+    def start(self, verb: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> Done[T]:
         return Done([verb(self._rank, *args, **kwargs)])
 
-    def call(self, verb: Callable[Concatenate[Rank, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+    def call(self, verb: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         return self.start(verb, *args, **kwargs).wait()
 
     def start_each(self, verb: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> Done[T]:
@@ -43,6 +43,7 @@ class LocalTeam:
     paired = False
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self.old = self.new = self.everyone = LocalGroup(Rank())
 
     def close(self) -> None:

@@ -11,17 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dft_cluster.arithmetic.contrast import Mask
 from dft_cluster.arithmetic.selection import Bracket, Cut, Tally
-from dft_cluster.config import ClusterSettings, ModelSettings, TrainSettings
-from dft_cluster.evaluation.decode import Said, forced, greedy
+from dft_cluster.config import Config, ModelSettings
+from dft_cluster.evaluation.decode import Said, forced, greedy, sampled
 from dft_cluster.facts.layout import Example
 from dft_cluster.models.source import resolve
 from dft_cluster.models.structure import Parameter
 from dft_cluster.patch.folder import Folder
+from dft_cluster.ranks.editing import Editing
 from dft_cluster.runs import parts
 from dft_cluster.runs.parts import Part, Stored, Written
+from dft_cluster.runs.patience import patiently
 from dft_cluster.runs.storage import Storage
-from dft_cluster.training.core import Core, Survey
+from dft_cluster.training.core import Core, Old, Survey
 from dft_cluster.training.engine import Engine, FineTune, Place, join, leave
 from dft_cluster.training.exchange import Pair
 from dft_cluster.training.shards import Fragment
@@ -36,7 +39,7 @@ class Source:
     folder: str = ""
 
 
-class Rank:
+class Rank(Editing):
     """A seat in a group's world, with its engine, its half of the core and its part of every checkpoint."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
@@ -62,22 +65,31 @@ class Rank:
         self,
         place: Place,
         source: Source,
-        train: TrainSettings,
-        cluster: ClusterSettings,
+        config: Config,
         parameters: Sequence[Parameter],
+        standing: Sequence[Parameter] = (),
     ) -> int:
-        """Joins the group, builds the engine and loads θ; returns the elements of this rank's shard."""
+        """Joins the group, builds the engine and loads θ; returns the elements of this rank's shard.
+
+        `parameters` are those being updated now; those `standing` are not, though a round before may have changed them.
+        """
         self._progress = ("build", 0, 0, 0.0)
-        join(place)
-        self.parameters = list(parameters)
-        self._engine = Engine(self._folder(source), train, place, source.model.trust_remote_code)
+        join(place, self._address)
+        self.parameters, self._standing = list(parameters), list(standing)
+        self._kept_on = torch.device(place.device if config.cluster.buffers == "device" else "cpu")
+        self._engine = Engine(
+            self._folder(source), config.train, config.lora, place, parameters,
+            kept_on=self._kept_on, trust_remote_code=source.model.trust_remote_code,
+        )  # fmt: skip
         self.load(source)
-        kept_on = self._engine.device if cluster.buffers == "device" else torch.device("cpu")
-        self._kept_on = kept_on
         return sum(fragment.length for fragment in self._engine.fragments)
+
+    def _by_index(self) -> dict[int, Parameter]:
+        return {parameter.index: parameter for parameter in self.parameters}
 
     def meet(self, name: str, address: str, port: int, side: int, timeout: float) -> None:
         """Opens the way to the equal rank of the other group."""
+        self._progress = ("meet", 0, 0, 0.0)
         self._pair = Pair(name, address, port, side, timeout)
 
     def progress(self) -> tuple[str, int, int, float]:
@@ -86,7 +98,7 @@ class Rank:
 
     def load(self, source: Source) -> None:
         """θ ← a folder's exact values, with a fresh optimizer."""
-        self._engine.load(Folder(self._folder(source)), self.parameters)
+        self._engine.load(Folder(self._folder(source)), self._by_index())
         self._engine.forget()
 
     def fine_tune(
@@ -102,10 +114,13 @@ class Rank:
 
     def keep(self) -> None:
         """Remembers θ at the round's start, with a fresh optimizer."""
-        if self._core is None:
-            self._core = Core(self._engine.masters, self._engine.fragments, self._kept_on)
-        self._core.keep()
+        self._started().keep()
         self._engine.forget()
+
+    def _started(self) -> Core:
+        if self._core is None:
+            self._core = Core(self._engine.theta, self._kept_on)
+        return self._core
 
     @property
     def core(self) -> Core:
@@ -123,13 +138,23 @@ class Rank:
         self._engine.push()
         self._engine.forget()
 
+    def shift(self, scale: float) -> None:
+        """θ ← θ + scale·Δ of the last fine-tune, whole; what trains next starts afresh."""
+        self.core.shift(scale)
+        self._engine.push()
+        self._engine.forget()
+
+    def limit(self, source: Source, epsilon: float) -> None:
+        """No weight goes further than `epsilon` from its value in the source."""
+        self._engine.limit(epsilon, Folder(self._folder(source)), self._by_index())
+
     def send_delta(self) -> None:
         assert self._pair is not None
         self.core.send(self._pair)
 
-    def survey(self, sample: int) -> Survey:
+    def survey(self, sample: int, mask: Mask, seed: int, old: Old) -> Survey:
         self._progress = ("select", 0, 0, 0.0)
-        return self.core.survey(self._pair, sample)
+        return self.core.survey(self._pair if old != "kept" else None, sample, mask, seed, old)
 
     def tally(self, brackets: Mapping[int, Bracket], by_tensor: bool) -> dict[int, Tally]:
         return self.core.tally(brackets, by_tensor)
@@ -138,71 +163,92 @@ class Rank:
         return self.core.ties(cuts, by_tensor)
 
     def apply(
-        self, cuts: Mapping[int, Cut], quotas: Mapping[tuple[int, int], int], scale: float, by_tensor: bool
+        self,
+        cuts: Mapping[int, Cut],
+        quotas: Mapping[tuple[int, int], int],
+        scale: float,
+        by_tensor: bool,
+        difference: bool,
     ) -> dict[int, int]:
         """θ ← θ + λ·core in masters and working weights; the other group's rank gets the same bits."""
-        kept = self.core.apply(cuts, quotas, scale, by_tensor, self._pair)
+        kept = self.core.apply(cuts, quotas, scale, by_tensor, difference, self._pair)
         self._engine.push()
+        self._engine.clear()
         return kept
+
+    def rescale(self, ratio: float) -> None:
+        """θ of the round's start and ratio times what the core added to it."""
+        self.core.rescale(ratio)
+        self._engine.push()
 
     def receive_core(self) -> None:
         assert self._pair is not None
         self.core.receive_core(self._pair)
         self._engine.push()
+        self._engine.clear()
 
-    def write_part(self, uri: str, name: str, sparse: bool) -> Written:
-        """This rank's part of the round: the core's elements alone, or all of θ with the optimizer's state."""
+    def write_part(self, uri: str, name: str, sparse: bool, goes_on: bool) -> Written:
+        """This rank's part of the round: the core's elements alone, or all of θ, and what training needs to go on with."""
         self._progress = ("checkpoint", 0, 0, 0.0)
         engine = self._engine
-        marks = self.core.marks() if sparse else None
-        moments = None if sparse else engine.moments()
-        fragments = [
-            Stored(
-                f.parameter,
-                f.start,
-                f.of(engine.masters),
-                f.of(marks) if marks else None,
-                _remembered(f, moments[f.buffer]) if moments else {},
-            )
-            for f in engine.fragments
-        ]
-        with Storage(uri).writer(name) as stream:
-            return parts.write(stream, name, fragments)
+        fragments = _sparse(engine, self.core) if sparse else _whole(engine, goes_on)
+        return _written(uri, name, fragments)
 
-    def restore(self, source: Source, uri: str, chain: Sequence[Sequence[str]]) -> None:
-        """θ ← the source, with the parts of every round in `chain` laid over it, and the optimizer that the last remembers."""
+    def restore(self, source: Source, uri: str, chain: Sequence[Sequence[str]], to_train: bool) -> None:
+        """θ ← the source, with the parts of every round in `chain` laid over it; `to_train` with what the last remembers of
+        its training (an adapter then lies beside the θ it began with, not within)."""
         self.load(source)
         storage, engine = Storage(uri), self._engine
+        beside = to_train and self._engine.train.adapter != "none"
+        standing = [_Standing(p, Folder(self._folder(source))) for p in self._standing]
+        remembered = False
         for names in chain:
             for name in names:
                 path = storage.fetch(name, self._scratch)
-                self._lay(Part(path))
+                part = Part(path)
+                for weight in standing:
+                    weight.lay(part)
+                trained = part.scalar("step") is not None
+                if not (beside and trained):
+                    for f in engine.fragments:
+                        part.overlay(f.parameter, f.start, f.of(engine.masters))
+                if to_train and part.remembers("old"):
+                    for f in engine.fragments:
+                        part.overlay(f.parameter, f.start, f.of(self._started().keep_old()), "old")
+                if to_train and trained:
+                    remembered = True
+                    self._remember(part)
                 if storage.local is None:
                     path.unlink()
+        for weight in standing:
+            if weight.values is not None:
+                engine.put(weight.parameter, weight.values)
         engine.push()
+        if remembered:
+            engine.go_on()
 
-    def _lay(self, part: Part) -> None:
-        engine = self._engine
-        for f in engine.fragments:
-            part.overlay(f.parameter, f.start, f.of(engine.masters))
-        step = part.scalar("step")
-        if step is None:
-            return
-        moments = engine.moments()
-        for f in engine.fragments:
-            moments[f.buffer]["step"].fill_(step)
+    def _remember(self, part: Part) -> None:
+        """The optimizer's state as a part has it, and the factors of an adapter."""
+        trained, moments, step = self._engine.trained, self._engine.moments(), part.scalar("step")
+        for f in trained.fragments:
+            moments[f.buffer]["step"].fill_(step or 0.0)
+            if f.parameter < 0:  # a factor; θ itself has been laid already
+                part.overlay(f.parameter, f.start, f.of(trained.masters))
             for name in ("exp_avg", "exp_avg_sq"):
                 part.overlay(f.parameter, f.start, f.of([m[name] for m in moments]), name)
 
     def round_to(self, dtypes: Mapping[int, torch.dtype]) -> None:
         """θ ← the values that the model's own files can hold, so that live weights and patch agree."""
         engine = self._engine
+        engine.theta.merge()
         for fragment in engine.fragments:
             dtype = dtypes[fragment.parameter]
             if dtype != torch.float32:
                 view = fragment.of(engine.masters)
                 view.copy_(view.to(dtype))
         engine.push()
+        for parameter in self._standing:
+            engine.round_to(parameter, dtypes[parameter.index])
 
     def predict(self, batches: Sequence[Sequence[Example]], pad: int) -> list[list[Said]]:
         """Teacher-forced outcomes, batch by batch."""
@@ -222,18 +268,30 @@ class Rank:
         for number, batch in enumerate(batches):
             self._progress = ("decode", number, len(batches), 0.0)
             said.append(greedy(engine.module, batch, pad, engine.device, most, ends, together))
+        self._progress = ("decode", len(batches), len(batches), 0.0)
         return said
+
+    def sample(
+        self, begun: Sequence[tuple[int, ...]], pad: int, most: int, seed: int, top: int | None
+    ) -> list[tuple[int, ...]]:
+        """Texts that the model goes on with, drawn with a seed."""
+        engine = self._engine
+        return sampled(engine.module, begun, pad, engine.device, most, seed, top)
 
     def peak_memory(self) -> int:
         """Bytes: of the accelerator where there is one, else of the process."""
         if self._engine.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return _resident_peak()
 
     def leave(self) -> None:
         """Leaves the world; the process may then end."""
         self._pair = None
         leave()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Leaves no file behind on this node."""
         self._stack.close()
 
     def _folder(self, source: Source) -> Path:
@@ -242,9 +300,72 @@ class Rank:
         return Storage(source.storage).fetch(source.folder, self._scratch)
 
 
-def _remembered(fragment: Fragment, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _resident_peak() -> int:
+    """Bytes of this program at its largest. (Of `ru_maxrss` a part may be that of the process it was started from.)"""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@patiently
+def _written(uri: str, name: str, fragments: Sequence[Stored]) -> Written:
+    with Storage(uri).writer(name) as stream:
+        return parts.write(stream, name, fragments)
+
+
+def _sparse(engine: Engine, core: Core) -> list[Stored]:
+    marks, kept = core.marks(), core.kept
+    return [
+        Stored(f.parameter, f.start, f.of(engine.masters), f.of(marks), {"old": f.of(kept)} if kept else {})
+        for f in engine.fragments
+    ]
+
+
+def _whole(engine: Engine, goes_on: bool) -> list[Stored]:
+    """θ with an adapter's product in it; and if training goes on, the optimizer's state and the adapter's own factors."""
+    theta, trained = engine.theta, engine.trained
+    moments = engine.moments() if goes_on else []
+    beside = trained.fragments is not theta.fragments
+    stored = [
+        Stored(
+            f.parameter,
+            f.start,
+            f.of(theta.masters) + theta.delta(theta.masters, f.buffer, f.offset, f.offset + f.length)
+            if beside
+            else f.of(theta.masters),
+            None,
+            _state(f, moments[f.buffer]) if goes_on and not beside else {},
+        )
+        for f in theta.fragments
+    ]
+    if beside and goes_on:
+        stored += [
+            Stored(f.parameter, f.start, f.of(trained.masters), None, _state(f, moments[f.buffer]))
+            for f in trained.fragments
+        ]
+    return stored
+
+
+def _state(fragment: Fragment, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An optimizer's state of one fragment: its moments, and the step as one number."""
     return {
         name: value.reshape(1) if value.numel() == 1 else value[fragment.offset : fragment.offset + fragment.length]
         for name, value in state.items()
     }
+
+
+class _Standing:
+    """A weight that is not trained here, as the rounds before left it (None: as the source has it)."""
+
+    def __init__(self, parameter: Parameter, source: Folder) -> None:
+        self.parameter, self._source = parameter, source
+        self.values: Tensor | None = None
+
+    def lay(self, part: Part) -> None:
+        if part.holds(self.parameter.index):
+            if self.values is None:
+                self.values = self._source.flat(self.parameter.saved, 0, self.parameter.numel).float()
+            part.overlay(self.parameter.index, 0, self.values)

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from dft_cluster.ranks.rank import Rank
-
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class LostRankError(RuntimeError):
+    """Ranks are gone, or do not answer in time; the last finished round is safe, and new ranks can go on from it."""
 
 
 class Pending(Protocol[T]):
@@ -24,11 +26,11 @@ class Group(Protocol):
     @property
     def size(self) -> int: ...
 
-    def start(self, verb: Callable[Concatenate[Rank, P], T], *args: P.args, **kwargs: P.kwargs) -> Pending[T]:
+    def start(self, verb: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> Pending[T]:
         """Asks every rank the same."""
         ...
 
-    def call(self, verb: Callable[Concatenate[Rank, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+    def call(self, verb: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Asks every rank the same and waits."""
         ...
 
@@ -43,6 +45,9 @@ class Group(Protocol):
 
 class Team(Protocol):
     """The old group, the new group (with one group both are the same), and everyone."""
+
+    notes: list[str]
+    """What the user should know of how the ranks were placed."""
 
     @property
     def old(self) -> Group: ...

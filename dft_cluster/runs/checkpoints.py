@@ -91,6 +91,14 @@ class Checkpoints:
                 digest.update(block)
         return digest.hexdigest()
 
+    def numbers(self) -> list[int]:
+        """The rounds whose manifest stands (`finished` looks at their content too)."""
+        return [
+            n
+            for n in range(1, len(self.run.folders("checkpoints")) + 1)
+            if self.run.exists(f"{self.folder(n)}/{MANIFEST}")
+        ]
+
     def chain(self, number: int) -> list[list[str]]:
         """The parts that, laid over θ of round 0 in this order, give θ of a round; each entry is one round's."""
         chain: list[list[str]] = []

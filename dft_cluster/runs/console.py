@@ -56,6 +56,8 @@ class Console:
 
     def round(self, line: Mapping[str, Any], target: int) -> None:
         """A finished round in one line, with what is left at this pace."""
+        if line["round"] == 0:
+            self._rounds_done.clear()  # the pace of another run says nothing about this one
         self._rounds_done.append(time.monotonic())
         figures = [
             f"{name} {line[name]['token']:.1f}/{line[name]['exact']:.1f}"

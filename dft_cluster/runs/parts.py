@@ -107,6 +107,14 @@ class Part:
             if low < high and f"{key}:{what}" in self.header.entries:
                 self._lay(key, what, first, low, high, out[low - start : high - start])
 
+    def holds(self, parameter: int) -> bool:
+        """Whether this part says anything of a parameter."""
+        return parameter in self._keys
+
+    def remembers(self, what: str) -> bool:
+        """Whether fragments carry something under this name beside their values."""
+        return any(name.endswith(f":{what}") for name in self.header.entries)
+
     def scalar(self, what: str) -> float | None:
         """A number that is kept once for each fragment, as an optimizer's step is."""
         names = [name for name in self.header.entries if name.endswith(f":{what}")]

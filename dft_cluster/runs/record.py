@@ -104,9 +104,10 @@ class Record:
             self._remark(f"resumed with {', '.join(differing)}: bits may differ")
 
     def note(self, text: str) -> None:
-        """Something the report should say."""
+        """Something the report should say (of a run that has no folder yet, once it has one)."""
         self._remark(text)
-        self.storage.write_json("config.json", self.identity)
+        if self.exists:
+            self.storage.write_json("config.json", self.identity)
 
     def _remark(self, text: str) -> None:
         notes = self.identity.setdefault("notes", [])

@@ -9,6 +9,7 @@ from typing import Any
 from pyarrow import ArrowException, fs
 
 from dft_cluster.errors import InputError
+from dft_cluster.runs.patience import patiently
 
 _HERE = fs.LocalFileSystem()
 
@@ -37,23 +38,28 @@ class Storage:
         address, question, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
         return Storage(f"{address.rstrip('/')}/{name}{question}{options}")
 
+    @patiently
     def exists(self, name: str) -> bool:
         return self.system.get_file_info(self.path(name)).type != fs.FileType.NotFound
 
+    @patiently
     def size(self, name: str) -> int | None:
         """Bytes, or None where there is no such file."""
         info = self.system.get_file_info(self.path(name))
         return info.size if info.type == fs.FileType.File else None
 
+    @patiently
     def folders(self, name: str) -> list[str]:
         selector = fs.FileSelector(self.path(name), allow_not_found=True)
         return sorted(
             info.base_name for info in self.system.get_file_info(selector) if info.type == fs.FileType.Directory
         )
 
+    @patiently
     def make(self, name: str = "") -> None:
         self.system.create_dir(self.path(name), recursive=True)
 
+    @patiently
     def remove(self, name: str) -> None:
         """A folder and what it holds; nothing where there is none."""
         if self.exists(name):
@@ -63,6 +69,7 @@ class Storage:
         """A stream to a file; what it holds counts only once something else says so (a manifest)."""
         return self.system.open_output_stream(self.path(name))
 
+    @patiently
     def read(self, name: str) -> bytes:
         with self.system.open_input_stream(self.path(name)) as stream:
             return bytes(stream.read())
@@ -70,6 +77,7 @@ class Storage:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
+    @patiently
     def write(self, name: str, content: bytes) -> None:
         """Whole or not at all: a reader sees the old file or the new one."""
         if self.local is None:
@@ -90,17 +98,22 @@ class Storage:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
+    @patiently
     def append(self, name: str, line: str) -> None:
         """One more line; file systems without appending get the whole file anew."""
         if self.local is not None:
-            with (self.local / name).open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+            with (self.local / name).open("ab+") as stream:
+                # A line that was cut short stays one of its own.
+                end = stream.seek(0, os.SEEK_END)
+                cut = end > 0 and stream.seek(end - 1) is not None and stream.read(1) != b"\n"
+                stream.write((b"\n" if cut else b"") + line.encode() + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
             return
         before = self.read(name) if self.exists(name) else b""
         self.write(name, before + line.encode() + b"\n")
 
+    @patiently
     def fetch(self, name: str, scratch: Path) -> Path:
         """A local path of a file or folder: its own, or that of a copy in `scratch`."""
         if self.local is not None:
@@ -117,6 +130,7 @@ class Storage:
             coming.replace(copy)
         return copy
 
+    @patiently
     def put(self, source: Path, name: str) -> None:
         """A local file or folder to its place here."""
         if self.local is not None and source.absolute() == (self.local / name).absolute():

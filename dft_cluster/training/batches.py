@@ -64,11 +64,16 @@ def mixed(*numbers: int) -> int:
 
 
 def split(examples: Sequence[Example], tokens: int | None) -> list[list[Example]]:
-    """Cuts a rank's share so that no part, padding counted, exceeds `tokens` (a longer example goes alone)."""
+    """Cuts a rank's share so that no part, padding counted, exceeds `tokens` (a longer example goes alone).
+
+    Examples of like length go together, which leaves less to pad.
+    """
+    if tokens is None:
+        return [list(examples)] if examples else []
     parts: list[list[Example]] = []
-    for example in examples:
+    for example in sorted(examples, key=lambda e: len(e.ids)):
         grown = [*parts[-1], example] if parts else [example]
-        if not parts or (tokens is not None and len(grown) * max(len(e.ids) for e in grown) > tokens):
+        if not parts or len(grown) * len(example.ids) > tokens:
             parts.append([example])
         else:
             parts[-1] = grown

@@ -1,22 +1,27 @@
 """A rank's half of the delicate step: keep θ, meet the other delta, choose, apply.
 
-Two buffers laid out like the masters are kept: `start`, θ at the round's start, and `other`, which is in turn the old
-delta, the scores (read as int32 keys), and the mark of what was chosen. So the step costs 8 bytes an element.
+Two buffers laid out like the masters are kept: `start`, θ at the round's start (under an adapter the masters
+themselves, which stand still), and `other`, which is in turn the old delta, the scores (read as int32 keys), and the mark
+of what was chosen. So the step costs 8 bytes an element.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dft_cluster.arithmetic import selection
-from dft_cluster.arithmetic.contrast import all_finite, contrast
+from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD, SCORES, Mask, all_finite, lottery
 from dft_cluster.arithmetic.selection import Bracket, Cut, Piece, Tally
 from dft_cluster.training import exchange
 from dft_cluster.training.exchange import Pair, chunks, gather, scatter
-from dft_cluster.training.shards import Fragment
+from dft_cluster.training.theta import Theta
+
+Old = Literal["now", "keep", "kept"]
+"""Where the old delta comes from: learnt in this round; learnt and kept for later rounds; kept from an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -29,48 +34,76 @@ class Survey:
 
 
 class Core:
-    def __init__(self, masters: Sequence[Tensor], fragments: Sequence[Fragment], device: torch.device) -> None:
-        self.masters, self.fragments = list(masters), list(fragments)
-        pinned = device.type == "cpu" and torch.cuda.is_available()
-        self.start = [torch.empty(m.numel(), device=device, pin_memory=pinned) for m in masters]
+    def __init__(self, theta: Theta, device: torch.device) -> None:
+        self.theta, self.masters, self.fragments = theta, theta.masters, theta.fragments
+        self.start = theta.start(device)
         self.other: list[Tensor] = []
-        self._blank = lambda: [torch.zeros(m.numel(), device=device, pin_memory=pinned) for m in masters]
+        self.kept: list[Tensor] = []
+
+    def _blank(self) -> list[Tensor]:
+        return [torch.zeros_like(kept, pin_memory=kept.is_pinned()) for kept in self.start]
 
     def keep(self) -> None:
         """θ at the round's start."""
         for kept, master in zip(self.start, self.masters, strict=True):
-            kept.copy_(master)
+            if kept is not master:
+                kept.copy_(master)
 
     def back(self) -> None:
         """Masters ← θ at the round's start."""
         for kept, master in zip(self.start, self.masters, strict=True):
-            master.copy_(kept)
+            if kept is not master:
+                master.copy_(kept)
+
+    def _delta(self, number: int, start: int, stop: int) -> Tensor:
+        return self.theta.delta(self.start, number, start, stop)
+
+    def shift(self, scale: float) -> None:
+        """θ ← θ + scale·Δ, every element, Δ being what the fine-tune changed."""
+        for number, start, stop in chunks(self.masters):
+            before = self.start[number][start:stop]
+            self.masters[number][start:stop].copy_(self._delta(number, start, stop).mul_(scale).add_(before))
 
     def hold(self) -> None:
         """One group: the old delta stays here while the same rank trains on the new answers."""
         self.other = self.other or self._blank()
         for number, start, stop in chunks(self.masters):
-            held = self.other[number][start:stop]
-            held.copy_(self.masters[number][start:stop]).sub_(self.start[number][start:stop])
+            self.other[number][start:stop].copy_(self._delta(number, start, stop))
 
     def send(self, pair: Pair) -> None:
         """Two groups, the old side: the delta goes over, and θ comes back to the round's start."""
-        exchange.send_difference(pair, self.masters, self.start)
+        exchange.send_all(pair, (self._delta(*place) for place in chunks(self.start)))
         self.back()
 
-    def survey(self, pair: Pair | None, sample: int) -> Survey:
+    def keep_old(self) -> list[Tensor]:
+        """Buffers for an old delta that is used again."""
+        self.kept = self.kept or self._blank()
+        return self.kept
+
+    def survey(self, pair: Pair | None, sample: int, mask: Mask, seed: int, source: Old = "now") -> Survey:
         """The new side: scores of every element, in place of the old delta (received here where there is a pair)."""
         self.other = self.other or self._blank()
         broken: set[int] = set()
+        score = SCORES[mask]
+        if not LOOKS_AT_OLD[mask]:
+            for buffer in self.other:
+                buffer.zero_()
         arriving = chunks(self.other) if pair is None else exchange.receive_all(pair, self.other)
         for number, start, stop in arriving:
             for first in range(start, stop, selection.BLOCK):  # small enough for a core's cache
                 place = slice(first, min(first + selection.BLOCK, stop))
                 old = self.other[number][place]
-                new = torch.sub(self.masters[number][place].to(old.device), self.start[number][place])
+                if source == "keep":
+                    self.keep_old()[number][place].copy_(old)
+                elif source == "kept":
+                    old.copy_(self.kept[number][place])
+                new = self._delta(number, place.start, place.stop)
                 if not (all_finite(new) and all_finite(old)):
                     broken |= self._broken(number, first, new, old)
-                contrast(new, old, out=old)
+                score(new, old, out=old)
+        if mask == "random":
+            for f in self.fragments:
+                lottery(f.of(self.other), seed, f.parameter, f.start)
         counts: dict[int, int] = {}
         for piece in self.pieces():
             counts[piece.parameter] = counts.get(piece.parameter, 0) + int(np.count_nonzero(piece.keys.cpu().numpy()))
@@ -102,9 +135,13 @@ class Core:
         quotas: Mapping[tuple[int, int], int],
         scale: float,
         by_tensor: bool,
+        difference: bool,
         pair: Pair | None,
     ) -> dict[int, int]:
-        """θ ← θ + λ·core, here and, chunk by chunk, on the other side of the pair. Returns the elements kept by parameter."""
+        """θ ← θ + λ·core, here and, chunk by chunk, on the other side of the pair. Returns the elements kept by parameter.
+
+        The core is Δnew, or the `difference` Δnew − Δold: of a conflict that is the score with the sign of Δnew.
+        """
         kept = self._mark(cuts, quotas, by_tensor)
         sending = exchange.SparseSender(pair) if pair is not None else None
         marks = self.marks()
@@ -112,9 +149,12 @@ class Core:
             mask = marks[number][start:stop].cpu().numpy() != 0
             places = np.flatnonzero(mask)
             now, before = self.masters[number][start:stop], self.start[number][start:stop]
-            there = gather(before, places)
-            moved = gather(now, places).to(there.device).sub_(there).mul_(scale).add_(there)
-            now.copy_(before)
+            core = gather(self._delta(number, start, stop), places)
+            if difference:
+                core = gather(self.other[number][start:stop], places).copysign_(core)
+            moved = core.mul_(scale).add_(gather(before, places))
+            if now.data_ptr() != before.data_ptr():
+                now.copy_(before)
             scatter(now, places, moved)
             if sending is not None:
                 sending.send(mask, moved.cpu())
@@ -122,15 +162,24 @@ class Core:
             sending.finish()
         return kept
 
+    def rescale(self, ratio: float) -> None:
+        """θ ← start + ratio·(θ − start): after `apply`, and not under an adapter's own masters."""
+        for number, start, stop in chunks(self.masters):
+            now, before = (
+                self.masters[number][start:stop],
+                self.start[number][start:stop].to(self.masters[number].device),
+            )
+            now.sub_(before).mul_(ratio).add_(before)
+
     def _mark(self, cuts: Mapping[int, Cut], quotas: Mapping[tuple[int, int], int], by_tensor: bool) -> dict[int, int]:
-        """Turns the scores in `other` into the mark of the core: 1 for an element of it, 0 for any other."""
+        """Turns the scores in `other` into the mark of the core: 0 for every element that is not of it."""
         kept: dict[int, int] = {}
         for piece in self.pieces():
             cut = cuts.get(piece.parameter if by_tensor else 0)
             quota = quotas.get((piece.parameter, piece.start), 0)
             for keys in piece.keys.split(selection.BLOCK):
                 mask, quota = selection.chosen(keys.cpu().numpy(), cut, quota)
-                keys.copy_(torch.from_numpy(mask.astype(np.int32)))
+                keys.mul_(torch.from_numpy(mask).to(keys.device))
                 kept[piece.parameter] = kept.get(piece.parameter, 0) + int(np.count_nonzero(mask))
         return kept
 

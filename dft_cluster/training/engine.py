@@ -1,10 +1,14 @@
 """A DeepSpeed engine that lives as long as the run: set θ, train, read the shards, forget, train again."""
 
 import ctypes
+import fcntl
 import math
 import os
+import socket
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dft_cluster.config import TrainSettings
+from dft_cluster.config import LoraSettings, TrainSettings
 from dft_cluster.facts.layout import Example
 from dft_cluster.models.structure import Parameter
 from dft_cluster.patch.folder import Folder
 from dft_cluster.training import shards
+from dft_cluster.training.adapter import LowRank, wrap
 from dft_cluster.training.batches import Batch, collate, mixed, steps
 from dft_cluster.training.losses import answer_logits, can_keep, total_nll
+from dft_cluster.training.theta import Theta, Whole, write_weight
+
+_SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,9 @@ class Place:
     threads: int | None = None
 
 
-def join(place: Place) -> None:
+def join(place: Place, own_address: str) -> None:
     """Enters the group's world. On a CPU, DeepSpeed would first compile a shared-memory op that serves inference only."""
+    talk_over(own_address)
     os.environ.update(
         RANK=str(place.rank),
         LOCAL_RANK="0",
@@ -64,10 +73,30 @@ def join(place: Place) -> None:
     deepspeed.init_distributed("nccl" if place.device == "cuda" else "gloo", verbose=False)
 
 
+def talk_over(address: str) -> None:
+    """Makes gloo use the interface that has this node's address; by itself it may take the loopback's."""
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface(address)):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _interface(address: str) -> str | None:
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as asking:
+        for _, name in socket.if_nameindex():
+            try:
+                told = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # an interface without an IPv4 address
+                continue
+            if socket.inet_ntoa(told[20:24]) == address:
+                return name
+    return None
+
+
 def leave() -> None:
     """Leaves the world for good, so that this process could join another."""
     import deepspeed.comm.comm
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # or transformers would build the next model in shards, whoever asks for it
     if torch.distributed.is_initialized():
         deepspeed.comm.destroy_process_group()
         deepspeed.comm.comm.cdb = None  # DeepSpeed would take the next world for the one just left
@@ -126,17 +155,37 @@ def deepspeed_config(train: TrainSettings, world: int, device: str = "cpu") -> d
     }
 
 
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the optimizer trains: θ itself, or an adapter's factors (whose fragments have negative numbers)."""
+
+    masters: list[Tensor]
+    fragments: list[shards.Fragment]
+
+
 def _unwatched(_done: int, _total: int, _loss: float) -> None:
     """Nobody looks on."""
 
 
 class Engine:
-    """One rank's model, optimizer and view of its fp32 masters.
+    """One rank's model, optimizer and θ."""
 
-    `masters` are flat buffers with padding; `fragments` say which elements of which parameter lie where.
-    """
-
-    def __init__(self, folder: Path, train: TrainSettings, place: Place, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        train: TrainSettings,
+        lora: LoraSettings,
+        place: Place,
+        parameters: Sequence[Parameter],
+        *,
+        kept_on: torch.device | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """`parameters` are the weights being updated: trained themselves, or adapted; `kept_on` is where an adapter's
+        fp32 weights lie."""
         import deepspeed
         from transformers import AutoModelForCausalLM
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -153,34 +202,95 @@ class Engine:
         )
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        weights = list(model.parameters())
+        self.weights: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
+        index = {id(self.weights[p.name]): p.index for p in parameters}
+        if train.adapter == "lora":
+            model, adapted = wrap(model, parameters, lora)
+        else:
+            for weight in self.weights.values():
+                weight.requires_grad_(id(weight) in index)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, model_parameters=weights, config=settings
+            model=model, model_parameters=[w for w in model.parameters() if w.requires_grad], config=settings
         )
         self.module = self._engine.module
         self.keeps = can_keep(self.module)
         self.device = torch.device(self._engine.device)
-        self.masters: list[Tensor] = [m.data for m in shards.masters(self._optimizer, self.stage)]
-        self.fragments = shards.fragments(self._optimizer, self.stage, place.rank, weights)
+        own = [m.data for m in shards.masters(self._optimizer, self.stage)]
+        self.theta: Theta
+        self._low_rank: LowRank | None = None
+        if train.adapter == "lora":
+            at = (self.stage, place.rank, place.world)
+            self.theta = self._low_rank = LowRank(adapted, self._optimizer, *at, lora, kept_on or self.device)
+            self.trained = Trained(own, self._low_rank.factor_fragments)
+        else:
+            fragments = shards.fragments(self._optimizer, self.stage, place.rank, index)
+            self.theta = Whole(self._optimizer, self.stage, fragments)
+            self.trained = Trained(own, fragments)
+        self.masters, self.fragments = self.theta.masters, self.theta.fragments
+        self._fresh = True
+        self._limit: tuple[float, list[Tensor]] | None = None
         self.steps_done = 0
 
-    def load(self, files: Folder, parameters: Sequence[Parameter]) -> None:
+    def load(self, files: Folder, parameters: Mapping[int, Parameter]) -> None:
         """θ from a folder's exact values, each rank reading its own elements alone."""
-        for fragment in self.fragments:
-            values = files.flat(parameters[fragment.parameter].saved, fragment.start, fragment.stop)
-            fragment.of(self.masters).copy_(values)
+        self._read(files, parameters, self.masters)
         self.push()
+
+    def _read(self, files: Folder, parameters: Mapping[int, Parameter], into: Sequence[Tensor]) -> None:
+        for fragment in self.fragments:
+            fragment.of(into).copy_(files.flat(parameters[fragment.parameter].saved, fragment.start, fragment.stop))
 
     def push(self) -> None:
         """Working weights ← cast masters."""
-        shards.push(self._optimizer, self.stage)
+        self.theta.push()
 
     def forget(self) -> None:
-        """A fresh optimizer."""
+        """A fresh optimizer, and a fresh adapter."""
         shards.forget(self._optimizer)
+        self._fresh = True
+        self.clear()
+
+    def clear(self) -> None:
+        """What an adapter adds is in θ now, or given up: it adds nothing until the next fine-tune."""
+        if self._low_rank is not None:
+            self._low_rank.clear()
+
+    def put(self, parameter: Parameter, values: Tensor) -> None:
+        """Sets a working weight that has no masters."""
+        write_weight(self.weights[parameter.name], values.reshape(parameter.shape), self.stage)
+
+    def go_on(self) -> None:
+        """What was trained beside the masters has been laid back: it counts, and the next fine-tune goes on with it."""
+        self._fresh = False
+        shards.push(self._optimizer, self.stage)
+        if self._low_rank is not None:
+            self._low_rank.gather()
+
+    def round_to(self, parameter: Parameter, dtype: torch.dtype) -> None:
+        """A working weight that has no masters ← the values that `dtype` can hold."""
+        weight: Any = self.weights[parameter.name]
+        held = weight.ds_tensor if self.stage == 3 else weight.data
+        held.copy_(held.to(dtype))
+
+    def limit(self, epsilon: float, files: Folder, parameters: Mapping[int, Parameter]) -> None:
+        """From here on no step takes a master further than `epsilon` from its value in a folder."""
+        if self._limit is None:
+            centres = [torch.zeros_like(m) for m in self.masters]
+            self._read(files, parameters, centres)
+            self._limit = (epsilon, centres)
+
+    def _hold_to_limit(self) -> None:
+        if self._limit is None:
+            return
+        epsilon, centres = self._limit
+        for master, centre in zip(self.masters, centres, strict=True):
+            for place in range(0, master.numel(), BLOCK):
+                here, there = master[place : place + BLOCK], centre[place : place + BLOCK]
+                torch.clamp(here, there - epsilon, there + epsilon, out=here)
+        self.push()
 
     def moments(self) -> list[dict[str, Tensor]]:
-        """The optimizer's state of every master buffer."""
+        """The optimizer's state of every buffer of `trained`."""
         return shards.moments(self._optimizer, self.stage)
 
     def fine_tune(
@@ -203,6 +313,9 @@ class Engine:
         epochs = epochs or train.epochs
         total = epochs * math.ceil(len(examples) / train.batch)
         filler = collate(examples[:1], pad)
+        if self._fresh and self._low_rank is not None:
+            self._low_rank.begin(mixed(train.seed, round_))
+        self._fresh = False
         torch.manual_seed(mixed(train.seed, round_, self.place.rank))
         self._engine.train()
         losses: list[Tensor] = []
@@ -220,6 +333,7 @@ class Engine:
                 self._engine.backward(loss)
                 seen += loss.detach()
             self._engine.step()
+            self._hold_to_limit()
             if world > 1:
                 torch.distributed.all_reduce(seen)
             losses.append(seen / world)
@@ -227,6 +341,8 @@ class Engine:
             self.steps_done += 1
             watch(number + 1, total, float(losses[-1]))
         self._engine.eval()
+        if self._low_rank is not None:
+            self._low_rank.gather()
         if self.place.device == "cpu":
             _give_back_freed_memory()
         return FineTune([float(loss) for loss in losses], tokens, time.perf_counter() - began)

@@ -1,6 +1,6 @@
 """Equal ranks of the two groups meet: deltas go one way, the core comes back, in chunks of bounded memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -38,18 +38,17 @@ def chunks(buffers: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
             yield number, start, min(start + CHUNK, buffer.numel())
 
 
-def send_difference(pair: Pair, now: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-    """Sends now − before; the next difference is taken while the last is under way."""
-    waiting = None
-    for number, start, stop in chunks(now):
-        device = before[number].device
-        difference = now[number][start:stop].to(device, copy=True).sub_(before[number][start:stop])
-        work = pair.send(difference.cpu())
+def send_all(pair: Pair, tensors: Iterable[Tensor]) -> None:
+    """Sends one after the other; the next is made while the last is under way."""
+    waiting: tuple[Any, Tensor] | None = None
+    for tensor in tensors:
+        leaving = tensor.cpu()
+        work = pair.send(leaving)
         if waiting is not None:
-            waiting.wait()
-        waiting = work
+            waiting[0].wait()
+        waiting = (work, leaving)
     if waiting is not None:
-        waiting.wait()
+        waiting[0].wait()
 
 
 def receive_all(pair: Pair, into: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:

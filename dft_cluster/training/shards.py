@@ -1,6 +1,6 @@
 """A rank's share of θ as fragments of parameters: the same view for every ZeRO stage."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,18 +44,17 @@ def moments(optimizer: Any, stage: int) -> list[dict[str, Tensor]]:
     return states
 
 
-def fragments(optimizer: Any, stage: int, rank: int, weights: Iterable[Tensor]) -> list[Fragment]:
-    """Every fragment of this rank, in parameter order; padding is in none.
+def fragments(optimizer: Any, stage: int, rank: int, index: Mapping[int, int]) -> list[Fragment]:
+    """Every fragment of this rank, in parameter order; padding is in none. `index` numbers the weights, by their id.
 
     Stages 1 and 2 lay all parameters end to end and cut the whole into equal parts; stage 3 cuts each
     parameter into equal parts of its own. In both the padding comes last.
     """
-    index = {id(weight): number for number, weight in enumerate(weights)}
     found = _of_stage_3(optimizer, rank, index) if stage == 3 else _of_stage_1_and_2(optimizer, rank, index)
     return sorted(fragment for fragment in found if fragment.length > 0)
 
 
-def _of_stage_1_and_2(optimizer: Any, rank: int, index: dict[int, int]) -> Iterator[Fragment]:
+def _of_stage_1_and_2(optimizer: Any, rank: int, index: Mapping[int, int]) -> Iterator[Fragment]:
     for group, weights in enumerate(optimizer.round_robin_bit16_groups):
         size = optimizer.partition_size[group]
         first, last = rank * size, (rank + 1) * size
@@ -64,7 +63,7 @@ def _of_stage_1_and_2(optimizer: Any, rank: int, index: dict[int, int]) -> Itera
             yield Fragment(index[id(weight)], begin - at, end - begin, group, begin - first)
 
 
-def _of_stage_3(optimizer: Any, rank: int, index: dict[int, int]) -> Iterator[Fragment]:
+def _of_stage_3(optimizer: Any, rank: int, index: Mapping[int, int]) -> Iterator[Fragment]:
     for weights in optimizer.fp16_groups:
         for weight in weights:
             group, offset, size = optimizer.grad_position[optimizer.get_param_id(weight)]

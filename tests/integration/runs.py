@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dft_cluster.cluster.launch import on_ray
-from dft_cluster.config import Config, validate
+from dft_cluster.config import Config
+from dft_cluster.config_file import validate
 from dft_cluster.local import in_this_process
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.methods.run import run
@@ -28,6 +29,8 @@ def config(model: Path, facts: Path, folder: Path, /, **sections: dict[str, Any]
     }
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}
+    if tree["method"].get("name") in ("rome", "memit"):
+        tree["method"].pop("rounds")
     return validate(tree)
 
 

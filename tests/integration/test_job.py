@@ -15,14 +15,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import yaml
 
-from dft_cluster.cluster.actors import LostRankError
+from dft_cluster.methods.job import RunFailedError
 from dft_cluster.patch import Patch
 from tests.integration import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 UPDATE = [sys.executable, str(ROOT / "jobs" / "update.py")]
+FILED = "f1led-s3cr3t-fedcba9876543210fedcba9876543210fedc"
 SECRET = "w4ndb-s3cr3t-0123456789abcdef0123456789abcd"
 
 
@@ -36,16 +38,23 @@ def config(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> Path:
     return file
 
 
+def own_environment() -> dict[str, str]:
+    """Without the W&B service that this process may have started: a job starts its own."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+
+
 def update(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*UPDATE, *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, check=False
+        command, capture_output=True, text=True, timeout=240, env={**own_environment(), **environment}, check=False
     )
 
 
 @contextmanager
 def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([*UPDATE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*UPDATE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own_environment()
+    )
     try:
         yield process
     finally:
@@ -98,7 +107,11 @@ def test_every_problem_is_told_at_once_with_exit_code_2_and_nothing_written(conf
 
 
 def test_a_killed_job_goes_on_to_the_same_bits_and_leaves_no_secret(config: Path, tmp_path: Path) -> None:
-    whole = update(str(config), "run.dir=" + str(tmp_path / "whole"), WANDB_API_KEY=SECRET, HF_TOKEN=SECRET)
+    keys = tmp_path / "keys"
+    keys.write_text(f"WANDB_API_KEY={FILED}\n")
+    keys.chmod(0o600)
+    planted = [str(config), "run.dir=" + str(tmp_path / "whole"), f"cluster.secrets={keys}"]
+    whole = update(*planted, WANDB_API_KEY=SECRET, HF_TOKEN=SECRET)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     with running(str(config)) as process:
         wait_for(process, "round 3")
@@ -124,8 +137,10 @@ def test_a_killed_job_goes_on_to_the_same_bits_and_leaves_no_secret(config: Path
     assert len(segments) > 1
     assert len({segment.name.rpartition("-")[2] for segment in segments}) == 1, "one W&B run in several segments"
     for file in folders[0].rglob("*"):
-        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+        for secret in (SECRET, FILED):
+            assert not file.is_file() or secret.encode() not in file.read_bytes(), file
     assert SECRET not in whole.stdout + whole.stderr
+    assert FILED not in whole.stdout + whole.stderr
 
 
 def test_the_offline_wandb_run_reads_back(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
@@ -178,26 +193,12 @@ def read_wandb(folder: Path) -> tuple[list[dict[str, object]], list[tuple[str, s
     return history, artifacts, run
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 100 KiB of its own."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_ends_the_run_with_what_to_do_and_the_round_before_whole(config: Path, full_disk: Path) -> None:
-    done = update(str(config), f"run.dir={full_disk}", "method.top=0.5", "track.wandb=off")
+def test_a_full_disk_ends_the_run_with_what_to_do_and_the_round_before_whole(config: Path, small_disk: Path) -> None:
+    done = update(str(config), f"run.dir={small_disk}", "method.top=0.5", "track.wandb=off")
     assert done.returncode == 1
     assert "No space left" in done.stdout
     assert "run the same command again" in done.stdout.splitlines()[-1]
-    finished = [json.loads(line) for line in (full_disk / "dft" / "metrics.jsonl").read_text().splitlines()]
+    finished = [json.loads(line) for line in (small_disk / "dft" / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in finished] == list(range(len(finished)))
 
 
@@ -205,14 +206,14 @@ def test_a_full_disk_ends_the_run_with_what_to_do_and_the_round_before_whole(con
 def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path
 ) -> None:
-    settings = runs.config(tiny_model, tiny_facts, tmp_path, run={"name": "dies"})
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, run={"name": "dies"}, cluster={"max_failures": 0})
 
     def kill_one(text: str) -> None:
         if "round 2" in text and "…" in text:
-            victims = [p for p in psutil.Process().children(recursive=True) if "RankActor" in " ".join(p.cmdline())]
+            victims = [p for p in psutil.Process().children(recursive=True) if "RankProcess" in " ".join(p.cmdline())]
             victims[-1].kill()
 
-    with pytest.raises(LostRankError, match=r"rank (old|new)-0 died during"):
+    with pytest.raises(RunFailedError, match=r"max_failures=0\): 1\. rank (old|new)-0 died during"):
         runs.on_cluster(settings, kill_one)
     assert [one.number for one in runs.read(settings).checkpoints.finished()] == [1]
     resumed = runs.on_cluster(settings)
@@ -234,10 +235,10 @@ def test_the_same_line_behind_ray_job_submit(config: Path, tmp_path: Path) -> No
     """A head of one's own on free ports; the job's working directory is an unpacked copy of jobs/."""
     port, dashboard, client, agent, grpc, export = free_ports(6)
     sockets = tempfile.mkdtemp(prefix="r-")  # Ray's sockets need a short path
-    ray = str(Path(sys.executable).with_name("ray"))
+    command = str(Path(sys.executable).with_name("ray"))
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     head = subprocess.Popen(
-        [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
+        [command, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
          f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
          f"--metrics-export-port={export}", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={sockets}"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path,
@@ -245,7 +246,7 @@ def test_the_same_line_behind_ray_job_submit(config: Path, tmp_path: Path) -> No
     try:
         address = f"http://127.0.0.1:{dashboard}"
         wait_until_up(dashboard, head)
-        submit = [ray, "job", "submit", "--address", address, "--working-dir", str(ROOT / "jobs"), "--",
+        submit = [command, "job", "submit", "--address", address, "--working-dir", str(ROOT / "jobs"), "--",
                   sys.executable, "update.py", str(config), "cluster.address=auto"]  # fmt: skip
         done = subprocess.run(submit, capture_output=True, text=True, timeout=240, env=environment, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -267,3 +268,19 @@ def wait_until_up(port: int, head: subprocess.Popen[str]) -> None:
                 return
         time.sleep(0.5)
     pytest.fail("the head did not come up")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_second_run_of_the_name_is_refused_while_the_first_is_at_work(config: Path) -> None:
+    """Two drivers in one cluster; when the first one is gone, the second goes on."""
+    words = [str(config), f"cluster.address={ray.get_runtime_context().gcs_address}", "train.epochs=200"]
+    with running(*words) as first:
+        wait_for(first, "round 1")
+        second = update(*words)
+        assert second.returncode == 2
+        assert "is at work in" in second.stderr
+        first.kill()
+        first.wait()
+    time.sleep(3)  # the cluster has noticed
+    third = update(str(config), *words[1:2], "train.epochs=200", "method.rounds=3")
+    assert third.returncode == 0, third.stdout + third.stderr

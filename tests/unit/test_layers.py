@@ -11,11 +11,13 @@ PACKAGE = Path(__file__).resolve().parents[2] / "dft_cluster"
 LAYERS = [
     {"errors"},
     {"config", "facts", "arithmetic", "patch"},
-    {"models"},
+    {"models", "config_file"},
     {"training"},
     {"evaluation", "runs"},
+    {"editing"},
     {"ranks"},
     {"methods"},
+    {"comparison", "planning"},
     {"cluster", "local"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

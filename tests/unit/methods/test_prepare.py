@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from dft_cluster.config import validate
+from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact
 from dft_cluster.methods.prepare import prepare, read_facts

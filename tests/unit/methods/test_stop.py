@@ -1,6 +1,6 @@
 import pytest
 
-from dft_cluster.config import validate
+from dft_cluster.config_file import validate
 from dft_cluster.methods.stop import kept_round, reached, stop_reason
 
 

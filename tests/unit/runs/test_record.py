@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dft_cluster.config import validate
+from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 from dft_cluster.runs.checkpoints import Checkpoints
 from dft_cluster.runs.record import Record

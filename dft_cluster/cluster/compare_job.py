@@ -1,0 +1,81 @@
+"""The command line of a comparison: read the config, check it, run what is missing, and say in one line how it ended."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from dft_cluster.cluster.command import FAILED, OK, absolute, checked, parser, watched
+from dft_cluster.comparison.loading import load
+from dft_cluster.comparison.settings import CompareSettings, config_of, sections
+from dft_cluster.comparison.split import Split
+from dft_cluster.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`CONFIG.yaml [dotted.key=value …] [--check]`; returns the exit code."""
+    asking = parser("Compares methods on the same models, facts and ranks.", "jobs/configs/compare_*.yaml")
+    asking.add_argument("--check", action="store_true", help="validate everything, print the settings, start nothing")
+    asked = asking.parse_intermixed_args(arguments)
+
+    def work() -> int:
+        settings = load(asked.config, asked.overrides)
+        settings = settings.model_copy(
+            update={"run": settings.run.model_copy(update={"dir": absolute(settings.run.dir)})}
+        )
+        return _check(settings) if asked.check else _run(settings)
+
+    return checked(work)
+
+
+def _check(settings: CompareSettings) -> int:
+    from dft_cluster.comparison.run import read_data
+
+    splits = read_data(settings)
+    for label, parted in splits.items():
+        print(f"# {label}: {len(parted.reported)} facts reported, {len(parted.development)} for the search")
+        for note in parted.notes:
+            print(f"# {label}: {note}")
+    runs = len(settings.models) * len(settings.data) * len(settings.methods) * len(settings.seeds)
+    print(f"# {runs} runs")
+    print(json.dumps(settings.model_dump(mode="json"), indent=1))
+    problems = list(dict.fromkeys(_unprepared(settings, splits)))
+    if problems:
+        raise InputError("\n".join(problems))
+    return OK
+
+
+def _unprepared(settings: CompareSettings, splits: Mapping[str, Split]) -> Iterator[str]:
+    """What each run would refuse before its ranks are started."""
+    from dft_cluster.methods.prepare import prepare
+
+    for data, parted in splits.items():
+        for model in settings.models:
+            for method in settings.methods:
+                name = f"{model}.{data}.{method}"
+                config = config_of(sections(settings, model, data, method), settings.seeds[0], settings.run.dir, name)
+                try:
+                    prepare(config, parted.reported)
+                except InputError as error:
+                    yield f"{name}: {error}"
+
+
+def _run(settings: CompareSettings) -> int:
+    from dft_cluster.cluster.launch import on_ray
+    from dft_cluster.comparison.run import compare
+    from dft_cluster.runs.console import Console
+
+    again = "finished runs are safe: run the same command again to go on from there"
+
+    def work(console: Console) -> int:
+        console.phase("reading facts")
+        found = compare(settings, on_ray, console)
+        failed = [cell["name"] for cell in found["cells"] if cell["status"] != "finished"]
+        place = f"{settings.run.dir}/{settings.run.name}/comparison.html"
+        if failed:
+            console.say(
+                f"{len(failed)} of {len(found['cells'])} runs failed ({', '.join(failed)}), see {place}; {again}"
+            )
+            return FAILED
+        console.say(f"all {len(found['cells'])} runs finished; {place}")
+        return OK
+
+    return watched(work, settings.run.dir, again)

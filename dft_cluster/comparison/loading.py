@@ -1,0 +1,185 @@
+"""Reads a comparison's config and says everything that is wrong with it at once, of every run that would come of it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections
+from dft_cluster.config_file import parse, validate
+from dft_cluster.errors import InputError
+
+SHARED = {
+    "base": {"run"},
+    "models": {"run", "facts"},
+    "data": {"run", "model"},
+    "methods": {"run", "model", "facts", "warmup", "evaluate", "track"},
+}
+"""Sections that may not stand there: the comparison places its runs itself, and what is measured is one for all methods."""
+SAME = {
+    "train.seed": "`seeds` sets it",
+    "train.template": "all methods are asked alike, set it in base, models or data",
+}
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> CompareSettings:
+    """Reads a YAML file, lays `dotted.key=value` overrides over it and validates the whole: every problem in one error."""
+    file = Path(path)
+    try:
+        tree = parse(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"config {file}: no such file") from error
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise InputError(f"config {file}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"config {file}: must be a mapping of sections")
+    problems: list[str] = []
+    for override in overrides:
+        _override(tree, override, problems)
+    return checked(tree, str(file), problems)
+
+
+def checked(tree: Mapping[str, Any], source: str = "comparison", problems: Iterable[str] = ()) -> CompareSettings:
+    """The typed settings, or one InputError that lists every problem (those found before, too)."""
+    found, cause = list(problems), None
+    given = {key: value for key, value in tree.items() if value is not None}
+    try:
+        settings = CompareSettings.model_validate(given)
+    except ValidationError as error:
+        bad = {item["loc"][0] for item in error.errors()}
+        found, cause = found + told(error), error
+        if not bad & {"base", "models", "data", "methods"}:
+            # What the sound keys make of each other is told too, with the others at their defaults.
+            sound = CompareSettings.model_validate({key: value for key, value in given.items() if key not in bad})
+            found += dict.fromkeys(_problems(sound))
+    else:
+        found += dict.fromkeys(_problems(settings))
+    if not found:
+        return settings
+    listed = "\n".join(f"  {problem}" for problem in found)
+    raise InputError(f"{source}: {len(found)} problem{'s'[: len(found) > 1]}\n{listed}") from cause
+
+
+def _override(tree: dict[Any, Any], override: str, problems: list[str]) -> None:
+    name, equals, text = override.partition("=")
+    *path, key = name.strip().split(".")
+    try:
+        value = parse(text)
+    except (yaml.YAMLError, ValueError):
+        equals = ""
+    if not (equals and key and all(path)):
+        problems.append(f"override {override!r}: write it as dotted.key=value, for example base.train.lr=5e-5")
+        return
+    for part in path:
+        inner = tree.get(part)
+        if inner is None:
+            inner = tree[part] = {}
+        if not isinstance(inner, dict):
+            return  # nothing to lay a key over, which is reported as such
+        tree = inner
+    tree[key] = value
+
+
+def _problems(settings: CompareSettings) -> Iterator[str]:
+    yield from _misplaced(settings)
+    yield from _own(settings)
+    yield from _of_runs(settings)
+    if settings.search is not None:
+        yield from _of_search(settings, settings.search)
+
+
+def _misplaced(settings: CompareSettings) -> Iterator[str]:
+    trees = {"base": settings.base}
+    trees |= {
+        f"{axis}.{label}": t for axis in ("models", "data", "methods") for label, t in getattr(settings, axis).items()
+    }
+    for place, tree in trees.items():
+        axis = place.partition(".")[0]
+        for name in sorted(SHARED[axis] & tree.keys()):
+            yield f"{place}.{name}: must not stand here; the comparison sets it, or it is one for all {axis}"
+        yield from (
+            f"{place}.{key}: {why}"
+            for key, why in SAME.items()
+            if key.partition(".")[2] in tree.get(key.partition(".")[0], {})
+            and (axis == "methods" or key == "train.seed")
+        )
+
+
+def _own(settings: CompareSettings) -> Iterator[str]:
+    if settings.reference is not None and settings.reference not in settings.methods:
+        yield f"reference: {settings.reference!r} is none of the methods ({', '.join(settings.methods)})"
+    if len(set(settings.seeds)) < len(settings.seeds):
+        yield f"seeds: {list(settings.seeds)} holds one twice"
+    yield from _wrong({"run": {"dir": settings.run.dir}})
+    for label in settings.data:
+        try:
+            settings.report_of(label)
+        except ValidationError as error:
+            yield from (f"data.{label}.report.{line}" for line in told(error))
+
+
+def _of_runs(settings: CompareSettings) -> Iterator[str]:
+    """What is wrong with the resulting runs, said of the part that brings it in."""
+    alone = {"base": _wrong(settings.base)}
+    for model, data, method in product(settings.models, settings.data, settings.methods):
+        parts = {f"models.{model}": settings.models[model], f"data.{data}": settings.data_of(data),
+                 f"methods.{method}": settings.methods[method]}  # fmt: skip
+        for place, tree in parts.items():
+            if place not in alone:
+                alone[place] = _wrong(laid(settings.base, tree))
+        for problem in _wrong(sections(settings, model, data, method)):
+            place = next((name for name in ("base", *parts) if problem in alone[name]), f"{model}.{data}.{method}")
+            yield f"{place}: {problem}"
+
+
+def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[str]:
+    model, data = next(iter(settings.models)), next(iter(settings.data))
+    for label, values in search.over.items():
+        if label not in settings.methods:
+            yield f"search.over.{label}: is none of the methods ({', '.join(settings.methods)})"
+            continue
+        known = set(_wrong(sections(settings, model, data, label)))
+        for name, tried in values.items():
+            if not all(name.partition(".")):
+                yield f"search.over.{label}.{name}: write it as section.key, for example train.lr"
+                continue
+            if name in SAME or name.partition(".")[0] in SHARED["methods"]:
+                yield f"search.over.{label}.{name}: {SAME.get(name, 'is one for all methods, and no setting of one')}"
+                continue
+            for value in tried:
+                tree = laid(sections(settings, model, data, label), dotted({name: value}))
+                yield from (f"search.over.{label}: {problem}" for problem in _wrong(tree) if problem not in known)
+    for label, other in search.like.items():
+        if label not in settings.methods or label in search.over:
+            yield f"search.like.{label}: must be one of the methods that search.over does not hold"
+        if other not in search.over:
+            yield f"search.like.{label}: {other!r} is none of those that are searched ({', '.join(search.over)})"
+
+
+def _wrong(tree: Mapping[str, Any]) -> list[str]:
+    try:
+        validate(tree)
+    except InputError as error:
+        return [line.strip() for line in str(error).splitlines()[1:]]
+    return []
+
+
+def told(error: ValidationError) -> list[str]:
+    """One line for each thing that is wrong."""
+    lines: list[str] = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ")
+        # What a wrong union or key adds to a place is pydantic's own word, not the user's.
+        place = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        if not place:
+            lines += message.split("\n")
+        elif item["type"] == "extra_forbidden":
+            lines.append(f"{place}: unknown key")
+        elif item["type"] == "missing":
+            lines.append(f"{place}: is missing")
+        else:
+            lines.append(f"{place}: {message[0].lower()}{message[1:]} (it is {item['input']!r})")
+    return lines

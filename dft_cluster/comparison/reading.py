@@ -1,0 +1,73 @@
+"""What a finished run of a comparison says: its figures, its costs, its trajectory, its outcome fact by fact."""
+
+from pathlib import Path
+from typing import Any
+
+from dft_cluster.comparison.statistics import Outcomes, Point
+from dft_cluster.patch.inspect import inspect
+from dft_cluster.runs.record import Record
+
+METRICS = ("reliability", "generality", "locality")
+KINDS = ("token", "exact")
+IDLE = ("evaluate", "checkpoint", "track")
+"""Phases of a round that change no weight."""
+COSTS = "costs.json"
+
+Json = dict[str, Any]
+
+
+def ranks(line: Json) -> int:
+    return max(1, len(line["memory"]))
+
+
+def worked(line: Json) -> float:
+    """Wall seconds that a round spent on changing the weights: two groups train side by side."""
+    spent = {phase: seconds for phase, seconds in line["seconds"].items() if phase not in IDLE}
+    sides = [spent.pop(side) for side in ("old", "new") if side in spent]
+    paired = any(rank.startswith("old-") for rank in line["memory"])
+    return float((max if paired else sum)(sides or [0.0]) + sum(spent.values()))
+
+
+def trajectory(lines: list[Json], on: str) -> list[Point]:
+    """The measured rounds, each with the device-seconds of all rounds up to it."""
+    points, cost = [], 0.0
+    for line in lines:
+        cost += worked(line) * ranks(line)
+        if "reliability" in line:
+            found: Json = {metric: line[metric][on] if metric in line else None for metric in METRICS}
+            points.append(Point(line["round"], cost, **found))
+    return points
+
+
+def costs(record: Record, scratch: Path) -> Json:
+    """What a finished run cost, until the round that it kept; kept beside the run, whose patch may be removed then."""
+    storage = record.storage
+    if storage.exists(COSTS):
+        return dict(storage.read_json(COSTS))
+    assert record.result is not None
+    useful = [line for line in record.rounds if line["round"] <= record.result["best_round"]]
+    patch = inspect(storage.fetch("patch.safetensors", scratch / record.config.run.name))
+    found = {
+        "device_seconds": sum(worked(line) * ranks(line) for line in useful),
+        "work_seconds": sum(worked(line) for line in useful),
+        "wall_seconds": record.result["seconds"],
+        "memory": max((peak for line in record.rounds for peak in line["memory"].values()), default=0),
+        "ranks": max(map(ranks, record.rounds)),
+        "patch_bytes": patch.size,
+        "changed_share": patch.total.share,
+    }
+    storage.write_json(COSTS, found)
+    return found
+
+
+def outcomes(record: Record) -> dict[str, Outcomes]:
+    """By metric, every probe of the final model: fact, share of tokens right, all right. Empty where a run kept none."""
+    return dict(record.storage.read_json("scores/final.json")) if record.storage.exists("scores/final.json") else {}
+
+
+def slim(record: Record, keep: str) -> None:
+    """Removes of a finished run what the comparison does not need again."""
+    if keep != "all":
+        record.storage.remove("checkpoints")
+    if keep == "figures" and record.storage.exists("patch.safetensors"):
+        record.storage.system.delete_file(record.storage.path("patch.safetensors"))

@@ -1,0 +1,202 @@
+"""From what the cells said to the results: means over seeds, differences over facts, equal reliability, the Pareto front.
+
+What `gather` returns is `comparison.json` as it is written; tables and pages are made of nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+from dft_cluster.comparison.reading import KINDS, METRICS, Json
+from dft_cluster.comparison.settings import CompareSettings, sections
+from dft_cluster.comparison.split import Split
+from dft_cluster.comparison.statistics import Outcomes, Point, at_level, difference, front, mean_trajectory, spread
+from dft_cluster.facts.fact import fingerprint_of
+from dft_cluster.runs.report_data import figure
+
+FIGURES = [
+    *(f"{metric}.{kind}" for kind in KINDS for metric in METRICS),
+    *(f"generated.{metric}" for metric in METRICS),
+    *(f"likelihood.{name}" for name in ("ES", "PS", "NS", "S")),
+    "still_old", "portability.token", "perplexity",
+]  # fmt: skip
+Key = tuple[str, str, str]
+"""Model, data set, method."""
+COSTS = ("device_seconds", "work_seconds", "wall_seconds", "memory", "ranks", "patch_bytes", "changed_share")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison."""
+
+    model: str
+    data: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.data}.{self.method}.{self.seed}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a cell: `waiting`, `failed` or `finished`, with the reason."""
+
+    cell: Cell
+    status: str = "waiting"
+    reason: str = "not run yet"
+    final: Json = field(default_factory=dict)
+    cost: Json = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+def gather(settings: CompareSettings, splits: Mapping[str, Split], rows: Sequence[Row], search: Json) -> Json:
+    """Everything that the comparison says, as plain JSON values."""
+    groups = {
+        (model, data, method): [
+            row for row in rows if (row.cell.model, row.cell.data, row.cell.method) == (model, data, method)
+        ]
+        for model, data, method in product(settings.models, settings.data, settings.methods)
+    }
+    means = {key: mean_trajectory([row.points for row in group if row.finished]) for key, group in groups.items()}
+    return {
+        "name": settings.run.name,
+        "models": list(settings.models),
+        "data": list(settings.data),
+        "methods": list(settings.methods),
+        "seeds": list(settings.seeds),
+        "reference": settings.compared_with,
+        "on": settings.on,
+        "draws": settings.draws,
+        "records": {label: _records(settings, label, parted) for label, parted in splits.items()},
+        "settings": settings.model_dump(mode="json"),
+        "search": search,
+        "summary": [_summary(settings, key, groups) for key in groups],
+        "levels": [_level(settings, key, level, groups) for level in settings.levels for key in groups],
+        "trajectories": [
+            {**_labels(key), "points": [{**asdict(point), "quality": point.quality} for point in points]}
+            for key, points in means.items()
+        ],
+        "pareto": [
+            point for model in settings.models for data in settings.data for point in _pareto(model, data, means)
+        ],
+        "cells": [_cell(row) for row in rows],
+    }
+
+
+def _labels(key: Key) -> Json:
+    return dict(zip(("model", "data", "method"), key, strict=True))
+
+
+def _records(settings: CompareSettings, label: str, parted: Split) -> Json:
+    facts = sections(settings, next(iter(settings.models)), label).get("facts", {})
+    return {
+        "facts": len(parted.reported),
+        "path": " ".join(str(part) for part in (facts.get("path", "embedded"), facts.get("file")) if part),
+        "ids": [fact.id for fact in parted.reported],
+        "fingerprint": fingerprint_of(parted.reported),
+        "rephrases": sum(len(fact.rephrases) for fact in parted.reported),
+        "locality": sum(len(fact.locality) for fact in parted.reported),
+        "left_out": parted.notes,
+    }
+
+
+def _summary(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]]) -> Json:
+    rows = groups[key]
+    done = [row for row in rows if row.finished]
+    reference = (key[0], key[1], settings.compared_with)
+    return {
+        **_labels(key),
+        "finished": len(done),
+        "cells": len(rows),
+        "reasons": {row.cell.name: row.reason for row in rows if not row.finished},
+        "protocols": _protocols(done),
+        "figures": {name: asdict(s) for name in FIGURES if (s := spread(figure(row.final, name) for row in done))},
+        "costs": {name: asdict(s) for name in COSTS if (s := spread(row.cost[name] for row in done))},
+        "differences": {} if key == reference else _differences(done, groups[reference], settings.draws),
+    }
+
+
+def _protocols(rows: Sequence[Row]) -> list[str]:
+    """The tag of every protocol that these figures were taken by."""
+    tags = [
+        tag
+        for row in rows
+        for tag in (row.final.get("protocol"), row.final.get("generated", {}).get("protocol"))
+        if tag
+    ]
+    return list(dict.fromkeys(tags))
+
+
+def _differences(rows: Sequence[Row], reference: Sequence[Row], draws: int) -> Json:
+    """By figure, the bootstrapped difference to the reference; nothing where runs kept no outcomes fact by fact."""
+    found = {}
+    for (column, kind), metric in product(enumerate(KINDS, 1), METRICS):
+        ours, theirs = (
+            {row.cell.seed: row.outcomes[metric] for row in side if row.finished and row.outcomes.get(metric)}
+            for side in (rows, reference)
+        )
+        one = difference(ours, theirs, column, draws)
+        if one is not None:
+            found[f"{metric}.{kind}"] = asdict(one)
+    return found
+
+
+def _level(settings: CompareSettings, key: Key, level: float, groups: Mapping[Key, list[Row]]) -> Json:
+    """What a method's trajectories have where they pass a reliability, averaged over the seeds that pass it."""
+    done = [row for row in groups[key] if row.finished and row.points]
+    passed = _passed(done, level)
+    means = {name: spread(getattr(point, name) for point in passed) for name in ("generality", "locality", "cost")}
+    reference = spread(point.cost for point in _passed(groups[(*key[:2], settings.compared_with)], level))
+    own = means["cost"]
+    return {
+        **_labels(key),
+        "level": level,
+        "passed": len(passed),
+        "seeds": len(done),
+        "from_the_start": bool(done) and all(row.points[0].reliability > level for row in done),
+        "top": max((point.reliability for row in done for point in row.points), default=None),
+        **{name: asdict(one) if one else None for name, one in means.items()},
+        "reference_cost_ratio": reference.mean / own.mean if reference and own and own.mean else None,
+    }
+
+
+def _passed(rows: Sequence[Row], level: float) -> list[Point]:
+    return [point for row in rows if row.finished and (point := at_level(row.points, level)) is not None]
+
+
+def _pareto(model: str, data: str, means: Mapping[Key, list[Point]]) -> list[Json]:
+    """Rounds that no other round of any method beats in cost and quality."""
+    points = [
+        (key, point) for key, one in means.items() if key[:2] == (model, data) for point in one if point.round > 0
+    ]
+    best = front([(point.cost, point.quality) for _, point in points])
+    return [
+        {**_labels(points[place][0]), **asdict(points[place][1]), "quality": points[place][1].quality} for place in best
+    ]
+
+
+def _cell(row: Row) -> Json:
+    told = {**asdict(row.cell), "name": row.cell.name, "status": row.status, "reason": row.reason}
+    if row.finished:
+        known = {name: figure(row.final, name) for name in FIGURES}
+        told |= {
+            "round": row.final.get("round"),
+            "figures": {name: value for name, value in known.items() if value is not None},
+            "protocols": _protocols([row]),
+            "costs": row.cost,
+            "points": [asdict(point) for point in row.points],
+        }
+    return told
+
+
+def of(found: Json, table: str, **labels: Any) -> list[Json]:
+    """The entries of one part of the results with these labels."""
+    return [one for one in found[table] if all(one[name] == value for name, value in labels.items())]

@@ -1,0 +1,139 @@
+"""A comparison from its first word to its last: choose settings, run every cell that is not finished, write the results.
+
+A cell is an ordinary run in a folder of its own, `cells/<model>.<data>.<method>.<seed>/`: what is finished is not done
+again, and what was killed goes on. Nothing here knows Ray: `launch` starts the ranks of each run.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dft_cluster.comparison import reading, results, writing
+from dft_cluster.comparison.results import Cell, Row
+from dft_cluster.comparison.running import Runs, finished
+from dft_cluster.comparison.settings import CompareSettings, dotted, laid, sections
+from dft_cluster.comparison.split import Split, split
+from dft_cluster.comparison.track import FILE as TRACKED
+from dft_cluster.comparison.track import track
+from dft_cluster.comparison.trials import Searches
+from dft_cluster.config import Config
+from dft_cluster.config_file import validate
+from dft_cluster.errors import InputError
+from dft_cluster.methods.prepare import read_facts
+from dft_cluster.methods.run import Launch
+from dft_cluster.runs.console import Console
+from dft_cluster.runs.record import Record
+from dft_cluster.runs.storage import Storage
+
+
+def compare(settings: CompareSettings, launch: Launch, console: Console) -> dict[str, Any]:
+    """Runs what is missing and returns what `comparison.json` holds."""
+    with tempfile.TemporaryDirectory(prefix="dft-compare-") as scratch:
+        return Comparison(settings, launch, console, Path(scratch)).to_the_end()
+
+
+def read_data(settings: CompareSettings) -> dict[str, Split]:
+    """Every data set, parted into reported and development facts; all problems in one error."""
+    splits, problems = {}, []
+    model = next(iter(settings.models))
+    for label in settings.data:
+        try:
+            facts, notes = read_facts(validate(sections(settings, model, label)))
+            parted = split(facts, settings.report_of(label), settings.search)
+        except InputError as error:
+            problems.append(f"data.{label}: {error}")
+        else:
+            splits[label] = Split(parted.reported, parted.development, [*notes, *parted.notes])
+    if problems:
+        raise InputError("\n".join(problems))
+    return splits
+
+
+class Comparison:
+    """The state of a comparison while it is made."""
+
+    def __init__(self, settings: CompareSettings, launch: Launch, console: Console, scratch: Path) -> None:
+        self.settings, self.console, self.scratch = settings, console, scratch
+        self.room = Storage(settings.run.dir).below(settings.run.name)
+        self.runs = Runs(launch, console, self.room)
+        self.splits = read_data(settings)
+        development = {label: parted.development for label, parted in self.splits.items()}
+        self.searches = Searches(settings, settings.search, development, self.runs) if settings.search else None
+        self.rows = {cell: Row(cell) for cell in self._cells()}
+
+    def _cells(self) -> Iterator[Cell]:
+        """Seed by seed, so that a half-done comparison has every method."""
+        settings = self.settings
+        for seed, model, data, method in product(settings.seeds, settings.models, settings.data, settings.methods):
+            yield Cell(model, data, method, seed)
+
+    def to_the_end(self) -> dict[str, Any]:
+        for label, parted in self.splits.items():
+            for note in parted.notes:
+                self.console.say(f"{label}: {note}")
+        self._look()
+        self.room.make()
+        ran = any(row.status != "finished" for row in self.rows.values())
+        if self.searches is not None:
+            self.searches.to_the_end(self._write)
+        for number, (cell, row) in enumerate(self.rows.items(), 1):
+            if row.status == "finished":
+                self.console.say(f"cell {number} of {len(self.rows)}: {cell.name} is finished")
+            else:
+                self.console.say(f"cell {number} of {len(self.rows)}: {cell.name}")
+                self.rows[cell] = self._run(cell)
+                self._write()
+        found = self._write()
+        if ran or not self.room.exists(TRACKED):
+            track(self.settings, self.room, found)
+        return found
+
+    def _look(self) -> None:
+        """What is finished already; what was begun with other settings is refused, all of it at once."""
+        problems = self.searches.take_up() if self.searches else []
+        for cell in self.rows:
+            if self.searches is None or self.searches.done(cell.model, cell.data, cell.method):
+                try:
+                    record = finished(self._config(cell), self.splits[cell.data].reported)
+                except InputError as error:
+                    problems.append(str(error))
+                else:
+                    self.rows[cell] = self._read(cell, record) if record else Row(cell)
+        if problems:
+            raise InputError("\n".join(problems))
+
+    def _config(self, cell: Cell) -> Config:
+        tree = sections(self.settings, cell.model, cell.data, cell.method)
+        if self.searches is not None:
+            tree = laid(tree, dotted(self.searches.chosen(cell.model, cell.data, cell.method)))
+        return self.runs.config(tree, cell.seed, "cells", cell.name, self._warm_name(cell))
+
+    @staticmethod
+    def _warm_name(cell: Cell) -> str:
+        return f"{cell.model}.{cell.data}.{cell.seed}"
+
+    def _run(self, cell: Cell) -> Row:
+        facts = self.splits[cell.data].reported
+        try:
+            self.runs.warm(sections(self.settings, cell.model, cell.data), cell.seed, self._warm_name(cell), facts)
+            return self._read(cell, self.runs.run(self._config(cell), facts))
+        except Exception as error:  # a cell that fails is shown with its reason, and the others go on
+            reason = self.runs.reason(error)
+            self.console.say(f"{cell.name} failed: {reason}")
+            return Row(cell, "failed", reason)
+
+    def _read(self, cell: Cell, record: Record) -> Row:
+        assert record.result is not None
+        cost = reading.costs(record, self.scratch)
+        reading.slim(record, self.settings.keep)
+        points = reading.trajectory(record.rounds, self.settings.on)
+        told = record.result
+        return Row(cell, "finished", told["stop_reason"], told["final"], cost, points, reading.outcomes(record))
+
+    def _write(self) -> dict[str, Any]:
+        told = self.searches.told() if self.searches else {}
+        found = results.gather(self.settings, self.splits, list(self.rows.values()), told)
+        writing.write(self.room, found)
+        return found

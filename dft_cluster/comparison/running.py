@@ -1,0 +1,79 @@
+"""Runs of a comparison, each an ordinary one in its own folder; and the warmed models that several of them start from."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dft_cluster.comparison.settings import config_of
+from dft_cluster.config import Config
+from dft_cluster.config_file import validate
+from dft_cluster.errors import InputError
+from dft_cluster.facts.fact import Fact, fingerprint_of
+from dft_cluster.methods import run as runs
+from dft_cluster.methods.job import RunFailedError
+from dft_cluster.methods.prepare import prepare
+from dft_cluster.methods.run import Launch
+from dft_cluster.runs.console import Console
+from dft_cluster.runs.record import Record
+from dft_cluster.runs.storage import Storage
+
+
+class Runs:
+    """Starts runs below one folder. It holds no facts: they come with each run."""
+
+    def __init__(self, launch: Launch, console: Console, room: Storage) -> None:
+        self.launch, self.console, self.room = launch, console, room
+        self._lost: dict[str, Exception] = {}
+
+    def config(self, tree: Mapping[str, Any], seed: int, folder: str, name: str, warm: str) -> Config:
+        """The config of a run in `folder`/`name` that starts from the warmed model `warm`, where there is a warm-up."""
+        return config_of(tree, seed, self.room.below(folder).uri, name, self._base(tree, warm))
+
+    def run(self, config: Config, facts: Sequence[Fact]) -> Record:
+        runs.run(prepare(config, facts), self.launch, self.console)
+        record = finished(config, facts)
+        assert record is not None
+        return record
+
+    def warm(self, tree: Mapping[str, Any], seed: int, name: str, facts: Sequence[Fact]) -> None:
+        """Teaches the old answers once, for all methods. A warm-up that failed is not tried again in this start."""
+        base = self._base(tree, name)
+        if base is None:
+            return
+        if name in self._lost:
+            raise self._lost[name]
+        # Plain fine-tuning takes all ranks as one group; what is measured here nobody reads.
+        plain = {**tree, "method": {"name": "full", "rounds": 1}, "converge": {"keep": "last"}}
+        try:
+            made = runs.warmed(
+                prepare(config_of(plain, seed, self.room.below("warm").uri, name), facts), self.launch, self.console
+            )
+        except Exception as error:
+            self._lost[name] = error
+            raise
+        assert made == base
+
+    def _base(self, tree: Mapping[str, Any], name: str) -> str | None:
+        """Where a warmed model is or will be; None without a warm-up."""
+        if validate(tree).warmup.epochs == 0:
+            return None
+        if self.room.local is None:
+            raise InputError(
+                f"run.dir: {self.room.uri} is a storage URI, and the warmed model that runs share must lie in a folder; "
+                "right would be a shared folder, or warmup.epochs=0"
+            )
+        return str(self.room.local / "warm" / name / "base")
+
+    def reason(self, error: Exception) -> str:
+        """Why a run failed, in words; what nobody foresaw is told with its trace."""
+        if isinstance(error, InputError | RunFailedError):
+            return str(error)
+        self.console.say("".join(traceback.format_exception(error)))
+        return f"{type(error).__name__}: {error}"
+
+
+def finished(config: Config, facts: Sequence[Fact]) -> Record | None:
+    """The run of this config, if it has ended; refused where its folder holds another one."""
+    record = Record(config)
+    record.look({"fingerprints": {"facts": fingerprint_of(facts)}})
+    return record if record.result is not None else None

@@ -1,0 +1,164 @@
+"""The same budget for every method: successive halving over its own hyper-parameters, on development facts alone.
+
+Every method may try `trials` settings and spend `device_seconds`. All settings begin on a few development facts; the
+best third of them goes on to three times as many, until at most three are compared on all of them (Jamieson and
+Talwalkar 2016, with a share that ends by time as well). The reported facts are no argument of anything here.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+from dft_cluster.comparison.settings import SearchSettings
+from dft_cluster.comparison.statistics import harmonic
+from dft_cluster.errors import InputError
+from dft_cluster.facts.fact import Fact
+from dft_cluster.methods.job import RunFailedError
+
+Setting = dict[str, Any]
+KEEP = 3  # one of so many goes on to the next rung
+
+
+@dataclass
+class Trial:
+    """One setting on one number of development facts."""
+
+    number: int
+    setting: Setting
+    facts: int
+    device_seconds: float
+    token: dict[str, float] = field(default_factory=dict)
+    """Reliability, generality, locality; nothing where it failed."""
+    reason: str = ""
+    """Why it failed."""
+
+
+@dataclass
+class Search:
+    """The search of one method for one model and data set, as far as it got."""
+
+    trials: list[Trial] = field(default_factory=list)
+    chosen: Setting | None = None
+    """None where no trial came to an end: the method is run as it is configured."""
+    ended: str = ""
+
+    @property
+    def spent(self) -> float:
+        return sum(trial.device_seconds for trial in self.trials)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "device_seconds": self.spent}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Search":
+        return cls([Trial(**trial) for trial in tree["trials"]], tree["chosen"], tree["ended"])
+
+
+Measure = Callable[[int, Setting, Sequence[Fact]], tuple[dict[str, float], float]]
+"""Runs trial n's setting on these facts: its figures (token) and its device-seconds. A failure carries its own."""
+
+
+class TrialFailedError(RunFailedError):
+    """A trial that came to no end, and what it cost until then."""
+
+    def __init__(self, reason: str, device_seconds: float) -> None:
+        super().__init__(reason)
+        self.device_seconds = device_seconds
+
+
+def rule(search: SearchSettings) -> str:
+    """The rule of choice, in words; `better` is the same in figures."""
+    return (
+        f"Among the settings tried on the most development facts: of those with reliability (token) of at least "
+        f"{search.reliability:g} % the one with the highest harmonic mean of generality and locality (token); if there is "
+        "none, the one with the highest reliability. Of equals the earlier one."
+    )
+
+
+def better(search: SearchSettings, token: Mapping[str, float]) -> tuple[float, ...]:
+    """What the rule sorts by, higher is better; a failed trial is below all."""
+    if not token:
+        return (-1.0,)
+    balance = harmonic([token.get("generality"), token.get("locality")])
+    enough = token["reliability"] >= search.reliability
+    return (1.0, balance) if enough else (0.0, token["reliability"])
+
+
+def settings_to_try(search: SearchSettings, values: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """The whole grid where it is small enough, else as many of its settings as there are trials, drawn without repeats."""
+    grid = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+    if len(grid) <= search.trials:
+        return grid
+    return [grid[place] for place in sorted(random.Random(search.seed).sample(range(len(grid)), search.trials))]
+
+
+def rungs(settings: int, facts: int) -> list[tuple[int, int]]:
+    """(settings, facts) of every rung: each has a third of the settings and three times the facts of the one before."""
+    counts = [settings]
+    while counts[-1] > KEEP:
+        counts.append(-(-counts[-1] // KEEP))
+    return [(count, max(1, -(-facts // KEEP ** (len(counts) - 1 - rung)))) for rung, count in enumerate(counts)]
+
+
+def halve(
+    search: SearchSettings,
+    values: Mapping[str, Sequence[Any]],
+    development: Sequence[Fact],
+    measure: Measure,
+    found: Search,
+    kept: Callable[[], None],
+) -> Search:
+    """Fills `found`, which may hold trials of an earlier start; `kept` is called after every trial.
+
+    A trial that, at the pace of those before it, would go beyond the share is not begun; the first one always is.
+    """
+    if not development:
+        raise InputError("search: there are no development facts; right would be a smaller report.facts, or more data")
+    tried = settings_to_try(search, values)
+    done = {(trial.number, trial.facts): trial for trial in found.trials}
+    order = list(range(len(tried)))
+    ended = "all rungs done"
+    for count, size in rungs(len(tried), len(development)):
+        order = order[:count]
+        for number in order:
+            if (number, size) in done:
+                continue
+            if found.trials and found.spent + _pace(number, found.trials) * size > search.device_seconds:
+                ended = f"the share of {search.device_seconds:g} device-seconds is used up"
+                break
+            trial = done[number, size] = _try(number, tried[number], development[:size], measure)
+            found.trials.append(trial)
+            kept()
+        here = [number for number in order if (number, size) in done and done[number, size].token]
+        order = sorted(here, key=lambda number: better(search, done[number, size].token), reverse=True)
+        if ended.startswith("the share"):
+            break
+    found.chosen, found.ended = choose(search, found.trials), ended
+    kept()
+    return found
+
+
+def choose(search: SearchSettings, trials: Sequence[Trial]) -> Setting | None:
+    """The setting that the rule takes; the earliest of equals."""
+    sound = [trial for trial in trials if trial.token]
+    if not sound:
+        return None
+    most = max(trial.facts for trial in sound)
+    return max((t for t in sound if t.facts == most), key=lambda t: (better(search, t.token), -t.number)).setting
+
+
+def _pace(number: int, trials: Sequence[Trial]) -> float:
+    """Device-seconds per fact that this setting took last, or the others on average."""
+    own = [trial for trial in trials if trial.number == number][-1:]
+    known = own or trials
+    return sum(trial.device_seconds for trial in known) / sum(trial.facts for trial in known)
+
+
+def _try(number: int, setting: Setting, facts: Sequence[Fact], measure: Measure) -> Trial:
+    try:
+        token, seconds = measure(number, setting, facts)
+    except TrialFailedError as error:
+        return Trial(number, setting, len(facts), error.device_seconds, reason=str(error))
+    return Trial(number, setting, len(facts), seconds, token)

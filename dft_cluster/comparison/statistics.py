@@ -1,0 +1,162 @@
+"""What figures of several seeds, facts and rounds say together: pure functions."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+Outcomes = Sequence[Sequence[float]]
+"""Of one run and one kind of probe: (fact, share of tokens right, all right) for every probe."""
+CHUNK = 500  # draws at a time: a matrix of draws by facts
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n − 1; none of a single value) over `n` values."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Of the values that are there; None where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two methods in percent points, with its 95 % interval over facts."""
+
+    mean: float
+    low: float
+    high: float
+    facts: int
+    seeds: int
+
+
+def difference(
+    method: Mapping[int, Outcomes], reference: Mapping[int, Outcomes], column: int, draws: int, seed: int = 0
+) -> Difference | None:
+    """Paired bootstrap over facts of `method` minus `reference`, both by seed.
+
+    Seeds that both have are averaged within each probe's fact; then facts are drawn with replacement, and with a
+    fact all its probes: Σ w (m − r) / Σ w n, where m and r are a fact's summed outcomes, n its probes, w how often it
+    was drawn. The interval holds the middle 95 % of the draws.
+    """
+    seeds = sorted(method.keys() & reference.keys())
+    if not seeds or not all(method[s] and reference[s] for s in seeds):
+        return None
+    ours, theirs = (_by_fact([side[s] for s in seeds], column) for side in (method, reference))
+    facts = sorted(ours.keys() & theirs.keys())
+    if not facts:
+        return None
+    gain = np.array([ours[fact][0] - theirs[fact][0] for fact in facts])
+    probes = np.array([ours[fact][1] for fact in facts])
+    weights = _weights(len(facts), draws, seed)
+    chunks = (weights[start : start + CHUNK].astype(np.float64) for start in range(0, draws, CHUNK))
+    drawn = [chunk @ gain / (chunk @ probes) for chunk in chunks]
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    mean = gain.sum() / probes.sum()
+    return Difference(100 * float(mean), 100 * float(low), 100 * float(high), len(facts), len(seeds))
+
+
+@lru_cache(maxsize=2)
+def _weights(facts: int, draws: int, seed: int) -> np.ndarray:
+    """How often every fact is drawn, draw by draw: the same for all differences over as many facts."""
+    rng, chances = np.random.default_rng(seed), np.full(facts, 1 / facts)
+    sizes = (min(CHUNK, draws - start) for start in range(0, draws, CHUNK))
+    return np.concatenate([rng.multinomial(facts, chances, size=size).astype(np.uint16) for size in sizes])
+
+
+def _by_fact(runs: Sequence[Outcomes], column: int) -> dict[int, tuple[float, float]]:
+    """By fact: its summed outcomes and the number of its probes, both per run."""
+    found: dict[int, tuple[float, float]] = {}
+    for outcomes in runs:
+        for row in outcomes:
+            total, count = found.get(int(row[0]), (0.0, 0.0))
+            found[int(row[0])] = (total + row[column] / len(runs), count + 1 / len(runs))
+    return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured round: what it cost until then, and what it reached (percent)."""
+
+    round: int
+    cost: float
+    reliability: float
+    generality: float | None
+    locality: float | None
+
+    @property
+    def quality(self) -> float:
+        return harmonic([self.reliability, self.generality, self.locality])
+
+
+def harmonic(values: Iterable[float | None]) -> float:
+    """The harmonic mean of those that are there; 0 where one is 0."""
+    known = [value for value in values if value is not None]
+    return statistics.harmonic_mean(known) if known else 0.0
+
+
+def at_level(trajectory: Sequence[Point], level: float) -> Point | None:
+    """Where reliability first passes `level`: between the first two measured rounds that bracket it, on the straight line.
+
+    None where no two rounds do (never extrapolated): `level` is above all rounds, or below the first one.
+    """
+    for before, after in pairwise(trajectory):
+        if before.reliability <= level <= after.reliability:
+            span = after.reliability - before.reliability
+            part = (level - before.reliability) / span if span else 0.0
+            return Point(
+                after.round,
+                _between(before.cost, after.cost, part) or 0.0,
+                level,
+                _between(before.generality, after.generality, part),
+                _between(before.locality, after.locality, part),
+            )
+    return None
+
+
+def _between(start: float | None, end: float | None, part: float) -> float | None:
+    return None if start is None or end is None else start + part * (end - start)
+
+
+def mean_trajectory(trajectories: Sequence[Sequence[Point]]) -> list[Point]:
+    """The rounds that all seeds measured, averaged."""
+    by_round = [{point.round: point for point in one} for one in trajectories]
+    if not by_round:
+        return []
+    points = []
+    for number in sorted(set.intersection(*(set(one) for one in by_round))):
+        here = [one[number] for one in by_round]
+        generality, locality = spread(p.generality for p in here), spread(p.locality for p in here)
+        points.append(
+            Point(
+                number,
+                statistics.fmean(p.cost for p in here),
+                statistics.fmean(p.reliability for p in here),
+                generality.mean if generality else None,
+                locality.mean if locality else None,
+            )
+        )
+    return points
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the (cost, quality) that no other beats: none is as cheap and better, or as good and cheaper."""
+    order = sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1]))
+    best, found = -math.inf, []
+    for place in order:
+        if points[place][1] > best:
+            best = points[place][1]
+            found.append(place)
+    return found

@@ -1,0 +1,213 @@
+"""The results as tables of text, for Markdown, HTML and W&B alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dft_cluster.comparison.reading import KINDS, METRICS, Json
+from dft_cluster.comparison.results import COSTS, FIGURES, of
+from dft_cluster.runs.formats import NOTHING, decimals, duration, memory, share
+
+LABELS = ("model", "data", "method", "seed", "status", "reason", "round")
+SCORES = ("ES", "PS", "NS", "S")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, what to know about it, columns as (group, name), and rows of text, the first cell naming the row."""
+
+    name: str
+    title: str
+    note: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[str]]
+
+
+def tables(found: Json, model: str) -> list[Table]:
+    """All tables of one model; those without a figure are left out."""
+    made = [
+        *(_figures(found, model, kind) for kind in KINDS),
+        _likelihood(found, model),
+        *(_differences(found, model, kind) for kind in KINDS),
+        _costs(found, model),
+        _seconds(found, model),
+        *(_levels(found, model, data) for data in found["data"]),
+        *(_pareto(found, model, data) for data in found["data"]),
+    ]
+    return [table for table in made if any(cell != NOTHING for row in table.rows for cell in row[1:])]
+
+
+def _by_method(found: Json, model: str, cells: Callable[[Json], list[str]]) -> list[list[str]]:
+    """A row per method: the cells of every data set side by side."""
+    rows = []
+    for method in found["methods"]:
+        row = [method]
+        for data in found["data"]:
+            [one] = of(found, "summary", model=model, data=data, method=method)
+            row += cells(one)
+        rows.append(row)
+    return rows
+
+
+def _figures(found: Json, model: str, kind: str) -> Table:
+    def cells(one: Json) -> list[str]:
+        shown = [plus_minus(one["figures"].get(f"{metric}.{kind}")) for metric in METRICS]
+        if shown[0] == NOTHING:
+            shown[0] = state(one)
+        return [*shown, f"{one['finished']}/{one['cells']}"]
+
+    columns = [(data, name) for data in found["data"] for name in (*METRICS, "seeds")]
+    meaning = {"token": "answer tokens right, mean over probes", "exact": "probes with all answer tokens right"}[kind]
+    note = f"{meaning}; in percent, mean ± standard deviation over seeds (n − 1)"
+    return Table(f"figures-{kind}", f"{kind.capitalize()} match", note, columns, _by_method(found, model, cells))
+
+
+def _likelihood(found: Json, model: str) -> Table:
+    columns = [(data, name) for data in found["data"] for name in SCORES]
+    rows = _by_method(
+        found, model, lambda one: [plus_minus(one["figures"].get(f"likelihood.{name}")) for name in SCORES]
+    )
+    note = (
+        "the new answer likelier than the old: by prompts (ES), by rephrases (PS); neighbours keep theirs (NS); harmonic "
+        "mean (S); in percent"
+    )
+    return Table("likelihood", "Likelihood", note, columns, rows)
+
+
+def _differences(found: Json, model: str, kind: str) -> Table:
+    def cells(one: Json) -> list[str]:
+        return [interval(one["differences"].get(f"{metric}.{kind}")) for metric in METRICS]
+
+    columns = [(data, name) for data in found["data"] for name in METRICS]
+    note = (
+        f"points above {found['reference']}, with 95 % intervals: paired bootstrap over facts, {found['draws']} draws, "
+        "seeds averaged"
+    )
+    title = f"Difference to {found['reference']}, {kind} match"
+    return Table(f"differences-{kind}", title, note, columns, _by_method(found, model, cells))
+
+
+COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "device_seconds": ("device-seconds", decimals),
+    "wall_seconds": ("wall", duration),
+    "memory": ("peak memory of a rank", memory),
+    "patch_bytes": ("patch", memory),
+    "changed_share": ("weights changed", share),
+}
+
+
+def _costs(found: Json, model: str) -> Table:
+    def cells(one: Json) -> list[str]:
+        return [form(one["costs"].get(name, {}).get("mean")) for name, (_, form) in COST_COLUMNS.items()]
+
+    columns = [(data, title) for data in found["data"] for title, _ in COST_COLUMNS.values()]
+    note = (
+        "device-seconds: seconds × ranks that the rounds up to the kept one spent on the weights; wall: the whole run; "
+        "means over seeds"
+    )
+    return Table("costs", "Cost", note, columns, _by_method(found, model, cells))
+
+
+def _seconds(found: Json, model: str) -> Table:
+    columns = [(data, f"{found['records'][data]['facts']} facts") for data in found["data"]]
+    rows = _by_method(found, model, lambda one: [plus_minus(one["costs"].get("work_seconds"))])
+    note = "wall seconds that the rounds up to the kept one spent on the weights (no evaluation, no checkpoints)"
+    return Table("seconds", "Seconds of an update", note, columns, rows)
+
+
+def _levels(found: Json, model: str, data: str) -> Table:
+    levels = sorted({one["level"] for one in found["levels"]})
+    columns = [
+        (f"reliability {level:g} %", name) for level in levels for name in ("generality", "locality", "device-seconds")
+    ]
+    rows = []
+    for method in found["methods"]:
+        row = [method]
+        for level in levels:
+            [one] = of(found, "levels", model=model, data=data, method=method, level=level)
+            row += [plus_minus(one[name]) for name in ("generality", "locality", "cost")]
+            if one["reference_cost_ratio"] is not None and method != found["reference"]:
+                row[-1] += f" (×{one['reference_cost_ratio']:.2f})"
+            if not one["passed"]:
+                row[-3] = _not_passed(one)
+            elif one["passed"] < one["seeds"]:
+                row[-3] += f" ({one['passed']} of {one['seeds']} seeds)"
+        rows.append(row)
+    note = (
+        f"{found['on']} match; on the straight line between the first two measured rounds that bracket the reliability, "
+        f"seed by seed; never extrapolated; in brackets how many times these device-seconds {found['reference']} takes"
+    )
+    return Table(f"levels-{data}", f"At equal reliability, {data}", note, columns, rows)
+
+
+def _not_passed(one: Json) -> str:
+    if not one["seeds"]:
+        return NOTHING
+    return "above from the start" if one["from_the_start"] else f"not reached (top {decimals(one['top'])})"
+
+
+def _pareto(found: Json, model: str, data: str) -> Table:
+    rows = [
+        [f"{one['method']}, round {one['round']}", *(decimals(one[name]) for name in ("cost", "quality", *METRICS))]
+        for one in of(found, "pareto", model=model, data=data)
+    ]
+    columns = [("", name) for name in ("device-seconds", "quality", *METRICS)]
+    note = (
+        f"rounds that no round of any method beats in both cost and quality, the harmonic mean of reliability, generality "
+        f"and locality ({found['on']})"
+    )
+    return Table(f"pareto-{data}", f"Pareto front, {data}", note, columns, rows)
+
+
+def searches(found: Json) -> list[Table]:
+    """Every trial of every search, the chosen setting marked."""
+    made = []
+    for name, one in found["search"].get("searches", {}).items():
+        rows = []
+        for trial in one["trials"]:
+            mark = " ★" if trial["setting"] == one["chosen"] else ""
+            figures = [decimals(trial["token"].get(metric)) for metric in METRICS]
+            outcome = figures if trial["token"] else [f"failed: {trial['reason']}", NOTHING, NOTHING]
+            rows.append([f"{trial['number']}{mark}", spell(trial["setting"]), str(trial["facts"]), *outcome,
+                         decimals(trial["device_seconds"])])  # fmt: skip
+        note = f"{one['ended'] or 'under way'}; {decimals(one['device_seconds'])} device-seconds spent"
+        columns = [("", column) for column in ("setting", "facts", *METRICS, "device-seconds")]
+        made.append(Table(f"search-{name}", f"Search {name}", note, columns, rows))
+    return made
+
+
+def spell(setting: Json) -> str:
+    return ", ".join(f"{key}={value}" for key, value in setting.items()) or "as configured"
+
+
+def state(one: Json) -> str:
+    """What a method without a finished cell is: failed, or not run yet."""
+    failed = any(reason != "not run yet" for reason in one["reasons"].values())
+    return "failed" if failed else "not run yet"
+
+
+def plus_minus(spread: Json | None) -> str:
+    if spread is None:
+        return NOTHING
+    return decimals(spread["mean"]) + ("" if spread["std"] is None else f" ± {decimals(spread['std'])}")
+
+
+def interval(difference: Json | None) -> str:
+    if difference is None:
+        return NOTHING
+    return f"{difference['mean']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
+
+
+def flat(found: Json) -> tuple[list[str], list[list[Any]]]:
+    """Every cell as one row of values: its labels, figures and costs, and the protocols of the figures."""
+    columns = [*LABELS, *FIGURES, *COSTS, "protocols"]
+    rows = []
+    for cell in found["cells"]:
+        known = {
+            **cell.get("figures", {}),
+            **cell.get("costs", {}),
+            **cell,
+            "protocols": "; ".join(cell.get("protocols", [])),
+        }
+        rows.append([known.get(column) for column in columns])
+    return columns, rows

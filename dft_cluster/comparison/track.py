@@ -1,0 +1,49 @@
+"""The comparison's table in Weights & Biases, offline without a key."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+from dft_cluster.comparison.reading import Json
+from dft_cluster.comparison.settings import CompareSettings
+from dft_cluster.comparison.tables import flat, searches, tables
+from dft_cluster.runs.storage import Storage
+
+FILE = "wandb.json"
+
+
+def track(settings: CompareSettings, room: Storage, found: Json) -> None:
+    """One W&B run that holds the comparison's tables; the cells' own runs are tracked where their config says so.
+
+    Later starts go on with the same run (offline: with a further segment of it).
+    """
+    if settings.track.wandb == "off":
+        return
+    import wandb
+
+    if not room.exists(FILE):
+        room.write_json(FILE, {"id": secrets.token_hex(4)})
+
+    mode = settings.track.wandb
+    if mode == "auto":
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    folder = room.local or Path(tempfile.mkdtemp(prefix="dft-wandb-"))
+    run = wandb.init(
+        mode=mode, project=settings.track.project, name=settings.run.name, job_type="comparison",
+        id=room.read_json(FILE)["id"], resume="allow" if mode == "online" else None,
+        tags=list(settings.track.tags), config=found["settings"], dir=str(folder),
+        settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True),
+    )  # fmt: skip
+    made = {f"{model}/{table.name}": table for model in found["models"] for table in tables(found, model)}
+    made |= {table.name: table for table in searches(found)}
+    for name, one in made.items():
+        columns = ["", *(" ".join(part for part in column if part) for column in one.columns)]
+        run.log({name: wandb.Table(columns=columns, data=[list(row) for row in one.rows])})
+    columns, rows = flat(found)
+    run.log({"cells": wandb.Table(columns=columns, data=rows)})
+    run.finish()
+    if room.local is None:
+        room.put(folder / "wandb", "wandb")
+        shutil.rmtree(folder)

@@ -1,0 +1,132 @@
+"""The searches of a comparison: one per model, data set and method, on development facts alone, kept in `search.json`."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from dft_cluster.comparison import reading
+from dft_cluster.comparison.running import Runs
+from dft_cluster.comparison.search import Search, Setting, TrialFailedError, halve, rule
+from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections
+from dft_cluster.config_file import validate
+from dft_cluster.facts.fact import Fact, fingerprint_of
+
+FILE = "search.json"
+
+
+class Searches:
+    """`development` are the only facts known here, by data set: the reported ones cannot be chosen on."""
+
+    def __init__(
+        self, settings: CompareSettings, search: SearchSettings, development: Mapping[str, Sequence[Fact]], runs: Runs
+    ) -> None:
+        self.settings, self.search, self.development, self.runs = settings, search, development, runs
+        self.seed = settings.seeds[0]
+        self.found = {name: Search() for name, *_ in self._each()}
+
+    def _each(self) -> Iterator[tuple[str, str, str, str]]:
+        for model, data, method in product(self.settings.models, self.settings.data, self.search.over):
+            yield f"{model}.{data}.{method}", model, data, method
+
+    def take_up(self) -> list[str]:
+        """Reads what an earlier start left, and says which searches were begun with another budget or other facts."""
+        if not self.runs.room.exists(FILE):
+            return []
+        kept = self.runs.room.read_json(FILE)
+        problems = []
+        for name, model, data, method in self._each():
+            now, before = self._asked(model, data, method), kept["asked"].get(name, {})
+            if changed := [key for key in before if before[key] != now[key]]:
+                problems.append(
+                    f"{self.runs.room.uri}/{FILE}: the search {name} was begun with other {', '.join(changed)}; it cannot go "
+                    "on (name another comparison, or change back)"
+                )
+            if name in kept["searches"]:
+                self.found[name] = Search.from_json(kept["searches"][name])
+        return problems
+
+    def to_the_end(self, after_each: Callable[[], Any]) -> None:
+        for name, model, data, method in self._each():
+            if not self.found[name].ended:
+                self.runs.console.say(f"searching settings of {name}")
+                bench = _Bench(self, model, data, method)
+                halve(
+                    self.search, self.search.over[method], self.development[data], bench, self.found[name], self._keep
+                )
+                after_each()
+
+    def done(self, model: str, data: str, method: str) -> bool:
+        found = self._of(model, data, method)
+        return found is None or bool(found.ended)
+
+    def chosen(self, model: str, data: str, method: str) -> Setting:
+        """What the search of this method (or of the one it is `like`) chose; nothing for one that is not searched."""
+        found = self._of(model, data, method)
+        return (found.chosen or {}) if found else {}
+
+    def _of(self, model: str, data: str, method: str) -> Search | None:
+        return self.found.get(f"{model}.{data}.{self.search.like.get(method, method)}")
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "rule": rule(self.search),
+            "share": {"trials": self.search.trials, "device_seconds": self.search.device_seconds},
+            "like": self.search.like,
+            "development": {
+                label: {"facts": len(facts), "ids": [fact.id for fact in facts], "fingerprint": fingerprint_of(facts)}
+                for label, facts in self.development.items()
+            },
+            "searches": {name: found.to_json() for name, found in self.found.items()},
+        }
+
+    def _asked(self, model: str, data: str, method: str) -> dict[str, Any]:
+        """What a search depends on."""
+        tree = sections(self.settings, model, data, method)
+        return {
+            "budget": self.search.model_dump(mode="json", include={"trials", "device_seconds", "reliability", "seed"}),
+            "over": self.search.over[method],
+            "sections": {k: v for k, v in validate(tree).to_json().items() if k not in ("cluster", "run", "track")},
+            "seed": self.seed,
+            "facts": fingerprint_of(self.development[data]),
+        }
+
+    def _keep(self) -> None:
+        asked = {name: self._asked(*labels) for name, *labels in self._each()}
+        self.runs.room.write_json(FILE, {**self.told(), "asked": asked})
+
+
+class _Bench:
+    """Measures settings of one method; called with a trial's number, its setting and its facts."""
+
+    def __init__(self, searches: Searches, model: str, data: str, method: str) -> None:
+        self.runs, self.seed, self.name = searches.runs, searches.seed, f"{model}.{data}.{method}"
+        self.keep = searches.settings.keep
+        self.warm = f"{model}.{data}.development"
+        self.shared = sections(searches.settings, model, data)
+        self.development = searches.development[data]
+        # A choice reads teacher-forced figures alone.
+        quick = {"evaluate": {"protocols": ["teacher_forced"]}}
+        self.tree = laid(sections(searches.settings, model, data, method), quick)
+
+    def __call__(self, number: int, setting: Setting, facts: Sequence[Fact]) -> tuple[dict[str, float], float]:
+        began, world = time.perf_counter(), validate(self.tree).world
+        try:
+            self.runs.warm(self.shared, self.seed, self.warm, self.development)
+            began = time.perf_counter()  # the warmed model is the same for all methods, and no part of a share
+            tree = laid(self.tree, dotted(setting))
+            config = self.runs.config(
+                tree, self.seed, f"search/{self.name}", f"trial-{number:03d}-{len(facts)}", self.warm
+            )
+            record = self.runs.run(config, facts)
+        except Exception as error:
+            raise TrialFailedError(self.runs.reason(error), world * (time.perf_counter() - began)) from error
+        assert record.result is not None
+        if self.keep != "all":
+            reading.slim(record, "figures")
+        # A trial that ended just before a comparison was killed is not run again, but cost what it cost.
+        seconds = max(time.perf_counter() - began, record.result["seconds"])
+        token = {
+            metric: figures["token"] for metric, figures in record.result["final"].items() if metric in reading.METRICS
+        }
+        return token, seconds * reading.ranks(record.rounds[0])

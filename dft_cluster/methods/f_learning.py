@@ -1,0 +1,47 @@
+"""Forgetting before learning (F-Learning; Ni et al. 2023):
+
+    θ' = θ − λ·(FT{θ, K_old} − θ)        θ* = FT{θ', K_new}
+
+Round 1 forgets; every later round is `train.epochs` epochs of one fine-tune on the new answers. Forgetting and learning
+may each train all weights or an adapter, whose product then stands for the delta.
+"""
+
+from dft_cluster.config import Config
+from dft_cluster.errors import InputError
+from dft_cluster.methods.full import go_on, refuse_schedule
+from dft_cluster.methods.job import THETA, Adapter, Holds, Job, OfTheWhole, Outcome, refuse_lost_losses
+from dft_cluster.ranks.rank import Rank
+from dft_cluster.ranks.team import Team
+
+FORGETS = 1
+
+
+class FLearning(OfTheWhole):
+    def adapter(self, config: Config, number: int) -> Adapter:
+        chosen = config.f_learning.forget if number == FORGETS else config.f_learning.learn
+        return "lora" if chosen == "lora" else "none"
+
+    def check(self, job: Job) -> None:
+        refuse_schedule(job)
+        if job.config.train.adapter != "none":
+            raise InputError(
+                "train.adapter: f_learning has a setting for each of its halves; right would be none, with "
+                "f_learning.forget=lora or f_learning.learn=lora"
+            )
+        if job.config.method.rounds < FORGETS + 1:
+            raise InputError(
+                "method.rounds: f_learning forgets in round 1 and learns after it; right would be at least 2"
+            )
+
+    def round(self, team: Team, job: Job, number: int) -> Outcome:
+        if number != FORGETS:
+            outcome = go_on(team, job, number)
+            # An adapter's rounds leave the rest of θ as the forgetting left it, which stands in round 1.
+            alone = self.adapter(job.config, number) == "none"
+            outcome.holds = Holds(sparse=False, alone=alone, goes_on=True)
+            return outcome
+        team.everyone.call(Rank.keep)
+        old, *_ = team.everyone.call(Rank.fine_tune, job.old, job.pad, number, "old")
+        refuse_lost_losses(number, old=old)
+        team.everyone.call(Rank.shift, -job.config.f_learning.scale)
+        return Outcome({"old": old.losses}, {"old": old.tokens}, {"old": old.seconds}, holds=THETA)

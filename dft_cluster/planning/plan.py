@@ -1,0 +1,129 @@
+"""The estimate of a job before anything starts: memory, bytes moved and written, whether it fits, and what to change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dft_cluster.config import ONE_ROUND
+from dft_cluster.evaluation.probes import Asked as Probe
+from dft_cluster.evaluation.probes import batched, probes
+from dft_cluster.facts.layout import Example
+from dft_cluster.facts.pairs import given
+from dft_cluster.methods.prepare import Prepared
+from dft_cluster.methods.training_set import CONTEXT_TOKENS, Drawn, examples
+from dft_cluster.planning import advice, capacity, memory, traffic
+from dft_cluster.planning.advice import Advice
+from dft_cluster.planning.asked import Asked, Passes, shape_of
+from dft_cluster.planning.calibrate import Seconds
+from dft_cluster.planning.capacity import Capacity, Fit
+from dft_cluster.planning.memory import Memory
+from dft_cluster.planning.model import Model
+from dft_cluster.planning.text import written
+from dft_cluster.planning.traffic import Disk, Traffic
+
+WARM_UP = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    asked: Asked
+    """The seat that needs the most."""
+    seat: str
+    memories: list[Memory]
+    traffic: Traffic
+    disk: Disk
+    fit: Fit
+    advice: Advice | None
+    """Where it does not fit."""
+    groups: str
+    notes: list[str]
+    seconds: Seconds | None = None
+
+    def text(self) -> str:
+        return written(self)
+
+    def timed(self, seconds: Seconds) -> "Plan":
+        return replace(self, seconds=seconds)
+
+
+def plan(prepared: Prepared, there: Capacity | None = None) -> Plan:
+    """Of a job; without a capacity, for this machine."""
+    there = there or Capacity.here()
+    seats = {name: _asked(seat, there) for name, seat in _seats(prepared).items()}
+    notes = []
+    if prepared.config.method.name in ONE_ROUND:
+        notes.append(f"{prepared.config.method.name} trains nothing: its own statistics and values are not counted")
+    if prepared.config.facts.old == "generated":
+        notes.append("the model's own sentences are not known yet: the records' old answers stand in for their lengths")
+    return of_seats(seats, there, notes)
+
+
+def of_seats(seats: dict[str, Asked], there: Capacity, notes: Sequence[str] = ()) -> Plan:
+    """Of seats by name, the rounds' last. They need no job: the model need not be here, nor the facts."""
+    lacks = {name: capacity.fit(asked, there) for name, asked in seats.items()}
+    if any(asked.model.config is None for asked in seats.values()):
+        notes = [*notes, "of the model only shapes are known: activations are not counted"]
+    name = max(seats, key=lambda one: (lacks[one].device_needs, lacks[one].host_needs))
+    asked, lack = seats[name], lacks[name]
+    rounds = list(seats.values())[-1]
+    return Plan(
+        asked,
+        name,
+        memory.of_ranks(asked),
+        traffic.traffic(rounds),
+        traffic.disk(rounds),
+        lack,
+        None if lack.fits else advice.advise(asked, there),
+        advice.groups(rounds, there),
+        list(notes),
+    )
+
+
+def _seats(prepared: Prepared) -> dict[str, Prepared]:
+    """The warm-up, and rounds that need ranks of their own."""
+    config = prepared.config
+    found = {"round 1": prepared.seat(1)}
+    if config.method.rounds > 1 and prepared.seat(2).needs() != found["round 1"].needs():
+        found["round 2 and on"] = prepared.seat(2)
+    else:
+        found = {"every round": found["round 1"]}
+    return ({"the warm-up": prepared.seat(WARM_UP)} if config.warmup.epochs else {}) | found
+
+
+def _asked(seat: Prepared, there: Capacity) -> Asked:
+    model = Model.of_seat(seat)
+    device = there.device(seat.config.cluster.gpus_per_rank)
+    shapes = [shape_of([probe.example for probe in batch]) for batch in probe_batches(seat)]
+    return Asked(
+        seat.config,
+        model,
+        device,
+        seat.method.contrasts,
+        training_sets(seat),
+        tuple(shapes),
+        Passes(model, seat.config.lora),
+    )
+
+
+def training_sets(seat: Prepared) -> tuple[list[Example], ...]:
+    """Both sides' examples, or the new answers alone; texts that the model will say are as long as they may be."""
+    train, pairs = seat.config.train, given(seat.facts)
+    drawn = Drawn([], [(1, [0] * (1 + train.keep_tokens))] * train.keep)
+    sides = ("old", "new") if seat.method.contrasts else ("new",)
+    return tuple(_with_contexts(examples(pairs, side, seat.layout, drawn), train.contexts) for side in sides)
+
+
+def _with_contexts(found: list[Example], contexts: int) -> list[Example]:
+    room = CONTEXT_TOKENS + 2  # an opening word before it, a full stop behind it
+    longer = [Example((0,) * room + e.ids, e.start + room, e.stop + room) for e in found]
+    return found + longer * contexts
+
+
+def asked_probes(seat: Prepared) -> list[Probe]:
+    likelihood = "likelihood" in seat.config.evaluate.protocols
+    return probes(seat.facts, given(seat.facts), seat.layout, likelihood=likelihood)
+
+
+def probe_batches(seat: Prepared) -> list[list[Probe]]:
+    asked = asked_probes(seat)
+    batches = batched(asked, seat.config.evaluate.batch, lambda probe: len(probe.example.ids))
+    return [[asked[p] for p in batch] for batch in batches]

@@ -1,0 +1,97 @@
+"""Ranks that are lost: new ones go on from the last finished round, and the end is the same to the bit."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dft_cluster.errors import InputError
+from dft_cluster.methods.job import RunFailedError
+from dft_cluster.patch import inspect
+from tests.integration import runs
+from tests.integration.harm import Harm
+
+pytestmark = pytest.mark.usefixtures("cluster")
+PAIR = {"groups": 2, "ranks_per_group": 1, "threads": 1}
+
+
+def settings(model: Path, facts: Path, folder: Path, name: str, **cluster: Any) -> Any:
+    return runs.config(model, facts, folder, method={"rounds": 2}, cluster={**PAIR, **cluster}, run={"name": name})
+
+
+@pytest.fixture(scope="module")
+def unharmed(tiny_model: Path, tiny_facts: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The outcome of a run that lost nothing."""
+    folder = tmp_path_factory.mktemp("unharmed")
+    runs.on_cluster(settings(tiny_model, tiny_facts, folder, "whole"))
+    return inspect(folder / "whole" / "patch.safetensors").result_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("verb", "rank", "turn", "since"),
+    [
+        ("build", "old-0", 1, "the beginning"),
+        ("fine_tune", "new-0", 2, "round 1"),
+        ("survey", "new-0", 2, "round 1"),
+        ("apply", "new-0", 1, "the beginning"),
+        ("write_part", "new-0", 2, "round 1"),
+        ("predict", "old-0", 3, "round 2"),
+    ],
+)
+def test_a_killed_rank_in_any_phase(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, unharmed: str, monkeypatch: pytest.MonkeyPatch,
+    verb: str, rank: str, turn: int, since: str,
+) -> None:  # fmt: skip
+    harm = Harm(verb, rank, turn=turn).install(monkeypatch)
+    said: list[str] = []
+    record = runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, "harmed"), said.append)
+    assert harm.done
+    [note] = [note for note in record.identity["notes"] if "new ranks" in note]
+    assert "died" in note and note.endswith(f"went on from {since}")
+    assert any("starting new ranks" in line for line in said)
+    assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
+    assert [line["round"] for line in record.rounds] == [0, 1, 2]
+
+
+def test_a_stopped_rank_is_noticed_and_treated_as_dead(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, unharmed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm = Harm("fine_tune", "new-0", signal.SIGSTOP).install(monkeypatch)
+    said: list[tuple[float, str]] = []
+    record = runs.on_cluster(
+        settings(tiny_model, tiny_facts, tmp_path, "harmed", hang=8), lambda text: said.append((time.monotonic(), text))
+    )
+    noticed = next(at for at, text in said if "did not answer for 8 s" in text)
+    assert 8 <= noticed - harm.done[0] <= 8 + 5
+    assert any("rank new-0 did not answer" in note for note in record.identity["notes"])
+    assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
+
+
+def test_a_run_that_cannot_be_saved_names_each_failure(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Again(Harm):
+        def _strike(self) -> None:
+            super()._strike()
+            self.done, self.turn = [], 1
+
+    Again("fine_tune", "old-0").install(monkeypatch)
+    with pytest.raises(RunFailedError, match=r"2 failures in a row.*max_failures=1\): 1\. .*old-0.*; 2\. .*old-0"):
+        runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, "harmed", max_failures=1))
+
+
+def test_a_cluster_that_is_too_small_is_told_at_once(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    config = settings(tiny_model, tiny_facts, tmp_path, "large", gpus_per_rank=1)
+    with pytest.raises(InputError, match=r"asked for, and the cluster holds 0 rank\(s\): 1 node\(s\) with 4 CPU 0 GPU"):
+        runs.on_cluster(config)
+    assert not (tmp_path / "large").exists()
+
+
+def test_waiting_for_room_is_said_and_ends(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = settings(tiny_model, tiny_facts, tmp_path, "large", gpus_per_rank=1, wait=3)
+    with pytest.raises(InputError, match="the cluster holds 0"):
+        runs.on_cluster(config, said.append)
+    assert any("waiting for room" in line and "s left (cluster.wait)" in line for line in said)

@@ -1,0 +1,91 @@
+"""A cluster of several nodes: placement, a node that is gone for good, a cable that is out for a while."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dft_cluster.patch import inspect
+from tests.integration import nets, runs
+
+pytestmark = pytest.mark.skipif(not nets.possible(), reason="needs root and network namespaces")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Job:
+    """A run in a process on the head, and what it says."""
+
+    def __init__(self, nodes: nets.Nodes, config: Path, *overrides: str) -> None:
+        self._log = config.with_suffix(".log")
+        words = (sys.executable, str(ROOT / "jobs" / "update.py"), str(config), *overrides)
+        self.process = nodes.driver(*words, log=self._log.open("wb"))
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, words: str) -> None:
+        until = time.monotonic() + 150
+        while words not in self.said():
+            if self.process.poll() is not None or time.monotonic() > until:
+                pytest.fail(f"{words!r} never came:\n{self.said()}")
+            time.sleep(0.1)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(timeout=200)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"never ended:\n{self.said()}")
+
+
+def job(model: Path, facts: Path, folder: Path, **cluster: Any) -> Path:
+    settings = runs.config(
+        model, facts, folder / "runs", method={"rounds": 3}, train={"epochs": 40},
+        cluster={"groups": 2, "ranks_per_group": 1, "threads": 1, **cluster},
+    )  # fmt: skip
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(settings.to_json()))
+    return file
+
+
+def outcome(folder: Path) -> tuple[str, list[str]]:
+    told = json.loads((folder / "runs" / "dft" / "config.json").read_text())
+    return inspect(folder / "runs" / "dft" / "patch.safetensors").result_fingerprint, told["notes"]
+
+
+def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """One after the other on one cluster, for its start is the dear part; every run ends with the same bits."""
+    folders = {name: tmp_path / name for name in ("whole", "gone", "cut")}
+    for folder in folders.values():
+        folder.mkdir()
+    with nets.Nodes() as nodes:
+        first, second = nodes.add(1), nodes.add(1)
+        whole = Job(nodes, job(tiny_model, tiny_facts, folders["whole"]))
+        assert whole.end() == 0, whole.said()
+        right, _ = outcome(folders["whole"])
+
+        # A cable that is out for some seconds: nothing is lost.
+        cut = Job(nodes, job(tiny_model, tiny_facts, folders["cut"]))
+        cut.wait_for("round 2 …")
+        nodes.cut(second)
+        time.sleep(3)
+        nodes.heal(second)
+        assert cut.end() == 0, cut.said()
+        bits, notes = outcome(folders["cut"])
+        assert bits == right
+        assert not any("new ranks" in note for note in notes)
+
+        # A node that is gone: the run waits for another one, and goes on there.
+        gone = Job(nodes, job(tiny_model, tiny_facts, folders["gone"], wait=150, hang=20))
+        gone.wait_for("round 2 …")
+        nodes.lose(first)
+        gone.wait_for("waiting for room")
+        nodes.add(1)
+        assert gone.end() == 0, gone.said()
+        bits, notes = outcome(folders["gone"])
+        assert bits == right
+        assert any("new ranks went on from round 1" in note for note in notes)

@@ -1,0 +1,91 @@
+"""A run whose directory is a bucket, behind a real S3 API on loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from dft_cluster.patch import inspect
+from dft_cluster.runs.storage import Storage
+from tests.integration import runs
+from tests.integration.test_rounds import Crash, crash_at
+
+ONE = {"groups": 1, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A fresh bucket of a server that ends with the tests."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    kept = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    os.environ.update(AWS_ACCESS_KEY_ID="loopback", AWS_SECRET_ACCESS_KEY="loopback")
+    try:
+        _answers(f"http://127.0.0.1:{port}/", serving)
+        make = urllib.request.Request(f"http://127.0.0.1:{port}/runs", method="PUT")
+        urllib.request.urlopen(make).close()
+        yield f"s3://runs/all?endpoint_override=127.0.0.1%3A{port}&scheme=http&region=us-east-1"
+    finally:
+        serving.terminate()
+        serving.wait(timeout=30)
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _answers(address: str, serving: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 60
+    while serving.poll() is None and time.monotonic() < until:
+        try:
+            urllib.request.urlopen(address).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail("the S3 server never answered")
+
+
+def test_a_run_in_a_bucket_is_the_run_in_a_folder(
+    bucket: str, tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    """Crashed in round 2 and taken up again; the warmed base, the export and the report lie in the bucket."""
+    more = {"warmup": {"epochs": 1}, "method": {"rounds": 2}, "cluster": ONE}
+    here = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, **more))
+    there = runs.config(tiny_model, tiny_facts, tmp_path, **more, run={"dir": bucket, "export": True})
+    with pytest.raises(Crash):
+        runs.alone(there, crash_at("round 2"))
+    record = runs.alone(there)
+    storage = Storage(bucket).below("dft")
+    assert storage.local is None
+    patch = tmp_path / "patch.safetensors"
+    patch.write_bytes(storage.read("patch.safetensors"))
+    assert inspect(patch).result_fingerprint == inspect(tmp_path / "dft" / "patch.safetensors").result_fingerprint
+    for name in ("config.json", "metrics.jsonl", "report.html", "base/model.safetensors", "model/model.safetensors"):
+        assert storage.size(name), name
+    assert [line["round"] for line in record.rounds] == [line["round"] for line in here.rounds] == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ranks_of_a_cluster_write_to_the_bucket(
+    bucket: str, tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("AWS_ACCESS_KEY_ID=loopback\nAWS_SECRET_ACCESS_KEY=loopback\n")
+    keys.chmod(0o600)
+    cluster = {"groups": 2, "ranks_per_group": 1, "threads": 1, "secrets": str(keys)}
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1}, cluster=cluster,
+                           run={"dir": bucket, "name": "pair"})  # fmt: skip
+    record = runs.on_cluster(settings)
+    assert record.result is not None
+    assert Storage(bucket).below("pair").size("checkpoints/round-0001/rank-00000.safetensors")

@@ -1,0 +1,194 @@
+"""Random harm to short runs: a rank or the driver killed, or a rank stopped, at a random moment.
+
+    python -m tests.soak --kills 200 --out soak.csv
+
+appends one row a kill, and goes on after the last row that is there. A run counts as whole when it ended by itself with the
+bits of one that was never harmed, and every round that was finished before the harm was still there, to the byte.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import psutil
+import ray
+import yaml
+
+from dft_cluster.patch import inspect
+from tests import tiny
+from tests.integration import runs
+
+ROOT = Path(__file__).resolve().parents[1]
+HOWS = ("kill rank", "kill rank", "stop rank", "kill driver")
+LIMIT = 300.0
+"""Seconds in which a run has to end, or it counts as hanging."""
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    number: int
+    seed: int
+    how: str
+    moment: float
+    """Seconds after its ranks began to start."""
+    struck: bool
+    """Whether there was still something to harm."""
+    finished_before: int
+    seconds_after: float
+    whole: bool
+    said: str
+
+
+class Soak:
+    """Short runs on one embedded Ray, with the outcome of one that is never harmed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = ray.get_runtime_context().gcs_address
+        self.model, self.facts = tiny.model(folder / "model"), tiny.facts_file(folder)
+        self.config = folder / "job.yaml"
+        settings = runs.config(
+            self.model, self.facts, folder / "runs", method={"rounds": ROUNDS}, train={"epochs": 8},
+            cluster={"address": self.address, "groups": 2, "threads": 1, "hang": 10},
+        )  # fmt: skip
+        self.config.write_text(yaml.safe_dump(settings.to_json()))
+        for name in ("cold", "whole"):  # the second one is as quick as those that are harmed
+            with self._driver(name) as driver:
+                _wait(driver, "starting")
+                first = time.monotonic()
+                assert driver.wait(LIMIT) == 0, _read(driver)
+            self.span = time.monotonic() - first
+        self.right = self._outcome("whole")
+
+    def harm(self, number: int, seed: int) -> Row:
+        chance = random.Random(f"{seed}-{number}")
+        how, moment, name = chance.choice(HOWS), chance.uniform(0, 0.8 * self.span), f"harmed-{number}"
+        said, struck = "", True
+        with self._driver(name) as driver:
+            _wait(driver, "starting")
+            time.sleep(moment)
+            before = self._finished(name)
+            began = time.monotonic()
+            if how == "kill driver":
+                driver.kill()
+            else:
+                ranks = [p for p in psutil.Process().children(recursive=True) if "RankProcess" in _title(p)]
+                struck = bool(ranks)
+                if ranks:  # else the run is at its end already
+                    chance.choice(sorted(ranks, key=lambda p: p.pid)).send_signal(
+                        signal.SIGKILL if how == "kill rank" else signal.SIGSTOP
+                    )
+            code = _ended(driver)
+        if how == "kill driver":
+            with self._driver(name) as driver:
+                code = _ended(driver)
+                said = _read(driver)
+        took = time.monotonic() - began
+        lost = [one for one, digest in before.items() if self._finished(name).get(one) != digest]
+        if code is None:
+            said = f"hangs after {LIMIT:.0f} s"
+        elif code != 0:
+            said = f"exit code {code}: {said or _read(driver)}"[-300:]
+        elif lost:
+            said = f"lost finished rounds: {', '.join(lost)}"
+        elif self._outcome(name) != self.right:
+            said = "ended with other bits"
+        else:
+            said = ""
+        return Row(
+            number, seed, how, round(moment, 2), struck, len(before), round(took, 1), not said, said.replace("\n", " ")
+        )
+
+    def _outcome(self, name: str) -> str:
+        return inspect(self.folder / "runs" / name / "patch.safetensors").result_fingerprint
+
+    def _finished(self, name: str) -> dict[str, str]:
+        """The rounds whose manifest stands, with what it says."""
+        manifests = (self.folder / "runs" / name / "checkpoints").glob("round-*/manifest.json")
+        return {file.parent.name: _parts(file) for file in manifests}
+
+    @contextmanager
+    def _driver(self, name: str) -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, str(ROOT / "jobs" / "update.py"), str(self.config), f"run.name={name}"]
+        with tempfile.TemporaryFile("w+") as log:
+            driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+            driver.log = log  # type: ignore[attr-defined]
+            try:
+                yield driver
+            finally:
+                driver.kill()
+                driver.wait()
+
+
+def _parts(manifest: Path) -> str:
+    return json.dumps(json.loads(manifest.read_text())["parts"])
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _read(driver: subprocess.Popen[str]) -> str:
+    log = driver.log  # type: ignore[attr-defined]
+    log.seek(0)
+    return str(log.read())
+
+
+def _wait(driver: subprocess.Popen[str], words: str) -> None:
+    until = time.monotonic() + LIMIT
+    while words not in _read(driver):
+        if driver.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"{words!r} never came: {_read(driver)}")
+        time.sleep(0.05)
+
+
+def _ended(driver: subprocess.Popen[str]) -> int | None:
+    try:
+        return driver.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Random harm to short runs.")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("soak.csv"))
+    asked = parser.parse_args()
+    rows = list(csv.DictReader(asked.out.open())) if asked.out.exists() else []
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    broken = sum(row["whole"] != "True" for row in rows)
+    with tempfile.TemporaryDirectory() as folder, asked.out.open("a", newline="") as out:
+        table = csv.DictWriter(out, [field.name for field in fields(Row)])
+        if not rows:
+            table.writeheader()
+        soak = Soak(Path(folder))
+        for number in range(len(rows), asked.kills):
+            row = soak.harm(number, asked.seed)
+            table.writerow(asdict(row))
+            out.flush()
+            broken += not row.whole
+            print(row, flush=True)
+    ray.shutdown()
+    print(f"{asked.kills} kills, {broken} runs not whole")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

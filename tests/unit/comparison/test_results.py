@@ -1,0 +1,130 @@
+"""The results and their tables from cells that are made up, with figures that can be counted by hand."""
+
+import csv
+import io
+import json
+import re
+
+from dft_cluster.comparison.loading import checked
+from dft_cluster.comparison.page import render
+from dft_cluster.comparison.results import Cell, Row, gather
+from dft_cluster.comparison.split import Split
+from dft_cluster.comparison.statistics import Point
+from dft_cluster.comparison.tables import tables
+from dft_cluster.comparison.writing import as_csv, markdown
+from dft_cluster.facts.fact import Fact
+
+SETTINGS = checked(
+    {
+        "models": {"m": {}},
+        "data": {"one": {}, "two": {}},
+        "methods": {"dft": {}, "full": {"method": {"name": "full"}}, "late": {"method": {"name": "full"}}},
+        "seeds": [0, 1],
+        "levels": [80, 99],
+        "draws": 200,
+    }
+)
+SPLITS = {name: Split([Fact("1", "p", "a", "b"), Fact("2", "q", "a", "b")], [], ["a note"]) for name in ("one", "two")}
+
+
+def row(method, data, seed, value, **more):
+    final = {
+        "round": 2,
+        **{metric: {"token": value, "exact": value - 10} for metric in ("reliability", "generality", "locality")},
+        "likelihood": {"ES": value, "PS": value, "NS": value, "S": value},
+        "protocol": "teacher-forced, plain",
+    }
+    cost = {
+        "device_seconds": 2 * value, "work_seconds": value, "wall_seconds": 100.0, "memory": 2**30, "ranks": 2,
+        "patch_bytes": 2**20, "changed_share": 0.05,
+    }  # fmt: skip
+    points = [Point(0, 0.0, 0.0, 0.0, 100.0), Point(1, value, value, value, value)]
+    outcomes = {m: [[0, value / 100, 0], [1, value / 100, 1]] for m in ("reliability", "generality", "locality")}
+    return Row(Cell("m", data, method, seed), "finished", "done", final, cost, points, outcomes)
+
+
+def found():
+    rows = [
+        row(method, data, seed, value + 2 * seed)
+        for seed in (0, 1)
+        for data in ("one", "two")
+        for method, value in (("dft", 90.0), ("full", 80.0))
+    ]
+    rows += [Row(Cell("m", data, "late", seed)) for data in ("one", "two") for seed in (0, 1)]
+    rows[-1] = Row(Cell("m", "two", "late", 1), "failed", "<script>alert(1)</script>\nand | more")
+    return gather(SETTINGS, SPLITS, rows, {})
+
+
+def table(name):
+    [one] = [one for one in tables(found(), "m") if one.name == name]
+    return {line[0]: list(line[1:]) for line in one.rows}
+
+
+def test_means_and_deviations_over_seeds():
+    assert table("figures-token")["dft"] == [*["91.0 ± 1.4"] * 3, "2/2"] * 2
+    assert table("figures-exact")["full"] == [*["71.0 ± 1.4"] * 3, "2/2"] * 2
+    assert table("figures-token")["late"] == ["not run yet", "–", "–", "0/2", "failed", "–", "–", "0/2"]
+    assert table("likelihood")["dft"][:4] == ["91.0 ± 1.4"] * 4
+
+
+def test_differences_to_the_reference():
+    assert table("differences-token")["full"] == ["-10.0 [-10.0, -10.0]"] * 6
+    assert table("differences-token")["dft"] == ["–"] * 6
+
+
+def test_costs_and_seconds():
+    assert table("costs")["dft"][:5] == ["182.0", "1 min 40 s", "1.00 GiB", "1 MiB", "5 %"]
+    assert table("seconds")["full"] == ["81.0 ± 1.4"] * 2
+
+
+def test_equal_reliability():
+    # dft: seeds end at 90 and 92, and pass 80 after 80 device-seconds, where locality is 100 − 10·80/90 and 100 − 8·80/92.
+    line = table("levels-one")["dft"]
+    assert line[:3] == ["80.0 ± 0.0", "92.1 ± 1.4", "80.0 ± 0.0"]
+    assert line[3] == "not reached (top 92.0)"
+    # full: seeds end at 80, which is the level, and at 82: 100 − 18·80/82.
+    full = table("levels-one")["full"]
+    assert full[:3] == ["80.0 ± 0.0", "81.2 ± 1.7", "80.0 ± 0.0 (×1.00)"]
+    assert table("levels-one")["late"] == ["–"] * 6
+
+
+def test_the_pareto_front_and_the_records():
+    results = found()
+    assert [(one["method"], one["data"]) for one in results["pareto"]] == [
+        ("full", "one"), ("dft", "one"), ("full", "two"), ("dft", "two"),
+    ]  # fmt: skip
+    assert results["records"]["one"]["ids"] == ["1", "2"]
+    assert results["records"]["one"]["left_out"] == ["a note"]
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_csv_has_a_row_per_cell_with_its_protocol():
+    rows = list(csv.DictReader(io.StringIO(as_csv(found()))))
+    assert len(rows) == 12
+    assert (rows[0]["method"], rows[0]["reliability.token"], rows[0]["protocols"]) == (
+        "dft", "90.0", "teacher-forced, plain",
+    )  # fmt: skip
+    assert rows[-1]["reason"].startswith("<script>")
+
+
+def test_markdown_has_whole_tables_the_protocol_and_what_is_missing():
+    text = markdown(found())
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+    assert "Protocol: teacher-forced, plain." in text
+    assert "m.two.late.1" in text
+    assert "3 of 12 runs" in text
+    assert "2 facts of `embedded`" in text
+
+
+def test_the_page_needs_nothing_but_itself_and_runs_nothing():
+    page = render(found())
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
+    assert not re.search(r"https?://", page)
+    assert page.count("<svg") == 4
+    assert page == render(found())
+    for name in ("figures-token", "differences-exact", "costs", "seconds", "levels-two", "pareto-one"):
+        assert f'data-table="{name}"' in page

@@ -1,0 +1,144 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dft_cluster.comparison.loading import checked, load
+from dft_cluster.comparison.settings import config_of, dotted, laid, sections
+from dft_cluster.config_file import validate
+from dft_cluster.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[3] / "jobs" / "configs").glob("compare_*.yaml"))
+TREE = {"models": {"m": {}}, "data": {"d": {}}, "methods": {"dft": {}, "full": {"method": {"name": "full"}}}}
+
+
+def refused(**more):
+    with pytest.raises(InputError) as caught:
+        checked({**TREE, **more}, "my.yaml")
+    return str(caught.value)
+
+
+def test_sections_are_laid_over_each_other():
+    tree = {
+        "base": {"train": {"lr": 1e-5, "epochs": 2}},
+        "models": {"m": {"model": {"name": "one"}, "train": {"lr": 2e-5}}},
+        "data": {"d": {"facts": {"path": "a.jsonl"}, "report": {"facts": 3}}},
+        "methods": {"dft": {"method": {"top": 0.1}, "train": {"lr": 3e-5}}},
+    }
+    settings = checked(tree)
+    found = sections(settings, "m", "d", "dft")
+    assert found["train"] == {"lr": 3e-5, "epochs": 2}
+    assert "report" not in found
+    assert settings.report_of("d").facts == 3
+    assert settings.report.facts == 100
+    config = config_of(laid(found, dotted({"train.lr": 4e-5, "method.scale": 2})), 7, "/runs/cells", "m.d.dft.7")
+    assert (config.train.lr, config.train.epochs, config.train.seed, config.method.scale) == (4e-5, 2, 7, 2.0)
+    assert (config.run.dir, config.run.name, config.track.wandb) == ("/runs/cells", "m.d.dft.7", "off")
+
+
+def test_a_run_from_a_warmed_model_is_not_warmed_again():
+    config = config_of({"model": {"name": "a", "revision": "b"}, "warmup": {"epochs": 3}}, 0, "r", "n", "/warm/base")
+    assert (config.model.name, config.model.revision, config.warmup.epochs) == ("/warm/base", None, 0)
+
+
+def test_every_problem_is_told_at_once_and_where():
+    told = refused(
+        base={"train": {"lrr": 1}},
+        models={"m": {"run": {"name": "x"}}, "other": {"model": {"nam": "x"}}},
+        data={"d": {"facts": {"format": "hubb"}, "report": {"facts": 0}}},
+        methods={"full": {"method": {"name": "fill"}, "train": {"template": "chat"}}, "late": {"train": {"seed": 1}}},
+        seeds=[0, 0],
+        draws=0,
+        reference="none",
+        search={"over": {"nobody": {"train.lr": [1]}, "full": {"train.lr": [-1], "lr": [1], "evaluate.every": [2]}},
+                "like": {"full": "late"}},
+    )  # fmt: skip
+    for line in (
+        "draws: ", "base: train.lrr: unknown key", "models.m.run: must not stand here", "models.other: model.nam: unknown key",
+        "data.d: facts.format: ", "data.d.report.facts: ", "methods.full: method.name: ",
+        "methods.full.train.template: all methods are asked alike", "methods.late.train.seed: `seeds` sets it",
+        "seeds: ", "reference: 'none'", "search.over.nobody: is none of the methods",
+        "search.over.full: train.lr: ", "search.over.full.lr: write it as section.key",
+        "search.over.full.evaluate.every: ", "search.like.full: must be", "search.like.full: 'late' is none",
+    ):  # fmt: skip
+        assert told.count(f"\n  {line}") == 1, (line, told)
+    assert told.startswith("my.yaml: ")
+
+
+def test_own_keys_are_checked_too():
+    told = refused(
+        seed=[1], seeds=[True], draws=0, levels=[101], models={"a b": {}}, search={"facts": 0}, run={"dirr": "x"}
+    )
+    for place in ("seed: unknown", "seeds.0: ", "draws: ", "levels.0: ", "models.a b", "search.facts: ",
+                  "search.over: is missing", "run.dirr: unknown"):  # fmt: skip
+        assert f"\n  {place}" in told, told
+
+
+def test_what_a_comparison_cannot_do_without_is_named():
+    with pytest.raises(InputError) as caught:
+        checked({"methods": {}})
+    told = str(caught.value)
+    assert "models: is missing" in told
+    assert "data: is missing" in told
+    assert "methods: " in told
+
+
+def test_a_combination_is_said_of_the_cell_that_makes_it():
+    told = refused(
+        models={"m": {"evaluate": {"every": 4}}, "n": {}}, methods={"short": {"method": {"rounds": 2}}, "dft": {}}
+    )
+    assert told.splitlines()[1:] == [
+        "  m.d.short: evaluate.every: converge.keep=best needs at least one evaluated round (method.rounds is smaller)"
+    ]
+
+
+def test_a_key_in_the_storage_address_is_refused():
+    assert "run.dir: a storage URI must not hold a key" in refused(run={"dir": "s3://me:secret@bucket/runs"})
+
+
+def test_overrides_are_laid_over_the_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("models: {m: }\ndata: {d: {}}\nmethods: {dft: {}}\n")
+    settings = load(file, ["base.train.lr=5e-5", "seeds=[1, 2]", "run.dir=/x", "data.d.facts.path=a.csv"])
+    assert settings.base == {"train": {"lr": 5e-5}}
+    assert (settings.seeds, settings.run.dir, settings.data) == ((1, 2), "/x", {"d": {"facts": {"path": "a.csv"}}})
+    with pytest.raises(InputError, match=r"override 'seeds': write it as"):
+        load(file, ["seeds"])
+    with pytest.raises(InputError, match="no such file"):
+        load(tmp_path / "none.yaml")
+    file.write_text("- a\n")
+    with pytest.raises(InputError, match="must be a mapping"):
+        load(file)
+
+
+def test_the_reference_is_dft_or_the_first():
+    assert checked(TREE).compared_with == "dft"
+    assert checked({**TREE, "methods": {"b": {}, "a": {}}}).compared_with == "b"
+    assert checked({**TREE, "reference": "full"}).compared_with == "full"
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_the_projects_own_comparisons(file):
+    settings = load(file)
+    first = file.read_text().partition("\n")[0]
+    assert first.startswith(f"# ray job submit --working-dir . -- python jobs/compare.py jobs/configs/{file.name}")
+    named = {
+        validate(sections(settings, next(iter(settings.models)), next(iter(settings.data)), m)).method.name
+        for m in settings.methods
+    }
+    assert named == {"dft", "full", "lora", "ft_c", "f_learning", "interpolate", "rome", "memit"}
+    if settings.search is not None:
+        assert settings.search.over.keys() | settings.search.like.keys() == settings.methods.keys()
+
+
+def test_there_are_six_of_them():
+    assert len(CONFIGS) == 6
+
+
+@pytest.mark.parametrize("module", ["loading", "run"])
+def test_a_bad_config_needs_no_torch_and_a_comparison_no_ray(module):
+    heavy = {"loading": ("torch", "ray", "transformers"), "run": ("ray",)}[module]
+    code = f"import sys, dft_cluster.comparison.{module}; print([n for n in {heavy!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,256 @@
+"""ROME and MEMIT as a rank does them, on tiny random models of every architecture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dft_cluster.arithmetic.closed_form import closed_form
+from dft_cluster.config_file import validate
+from dft_cluster.editing import layers
+from dft_cluster.editing.anatomy import Anatomy
+from dft_cluster.editing.covariance import Covariance
+from dft_cluster.errors import InputError
+from dft_cluster.facts.layout import Layout
+from dft_cluster.facts.readers import read
+from dft_cluster.methods.job import Job
+from dft_cluster.methods.memit import Memit
+from dft_cluster.methods.rome import Rome
+from dft_cluster.models.mlp import down_projections
+from dft_cluster.models.structure import Parameter, parameters, skeleton
+from dft_cluster.ranks.editing import Editing
+from dft_cluster.ranks.rank import Source
+from dft_cluster.training.shards import Fragment
+from tests import tiny
+
+
+class Seat(Editing):
+    """A rank's part of editing without DeepSpeed: the masters cut unevenly, as sharding would cut them."""
+
+    def __init__(self, folder: Path, updated: Sequence[Parameter], cuts: int = 3) -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        named = dict(model.named_parameters())
+        masters, fragments = [], []
+        for p in updated:
+            flat = named[p.name].detach().flatten().clone()
+            for cut in torch.arange(p.numel).tensor_split(cuts):
+                first, stop = int(cut[0]), int(cut[-1]) + 1
+                fragments.append(Fragment(p.index, first, stop - first, len(masters), 2))
+                masters.append(torch.cat([torch.full((2,), torch.nan), flat[first:stop]]))
+
+        def push() -> None:
+            by_index = {p.index: named[p.name] for p in updated}
+            for f in fragments:
+                by_index[f.parameter].data.view(-1)[f.start : f.stop] = f.of(masters)
+
+        self.parameters = list(updated)
+        self._progress = ("", 0, 0, 0.0)
+        self._engine = SimpleNamespace(
+            module=model, masters=masters, fragments=fragments, push=push, device=torch.device("cpu"),
+            place=SimpleNamespace(rank=0, world=1),
+        )  # fmt: skip
+
+
+@pytest.fixture(params=tiny.ARCHITECTURES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tiny.architecture(request.param, tmp_path / "model")
+
+
+def seat(folder: Path) -> Seat:
+    names = {place.weight for place in down_projections(skeleton(folder))}
+    return Seat(folder, [p for p in parameters(folder) if p.name in names])
+
+
+def second_moment(width: int) -> Covariance:
+    keys = torch.randn(5 * width, width)
+    return Covariance(keys.T @ keys / len(keys), len(keys))
+
+
+def test_one_down_projection_in_each_block(folder: Path) -> None:
+    places = down_projections(skeleton(folder))
+    shapes = {p.name: p.shape for p in parameters(folder)}
+    assert [place.layer for place in places] == [0, 1]
+    for place in places:
+        assert (place.hidden, place.inner) in {(32, 64), (32, 128)}
+        wanted = (place.inner, place.hidden) if place.stored_in_out else (place.hidden, place.inner)
+        assert shapes[place.weight] == wanted
+    assert all(place.stored_in_out for place in places) == ("GPT2" in type(skeleton(folder)).__name__)
+
+
+def test_rome_gives_the_value_by_a_change_of_rank_one(folder: Path) -> None:
+    torch.manual_seed(0)
+    rank = seat(folder)
+    anatomy = Anatomy(rank._engine.module)
+    place, down = anatomy.places[1], anatomy.downs[1]
+    before = anatomy.weight(1).clone()
+    others = {n: w.detach().clone() for n, w in anatomy.model.named_parameters() if n != place.weight}
+    rank._covariances = {1: second_moment(place.inner)}
+    key, value = torch.randn(place.inner), torch.randn(place.hidden)
+    solved = rank.solve_rank_one(1, key, value)
+    assert solved is not None
+    rank.edit(1, *solved)
+    torch.testing.assert_close(down(key[None])[0], value, rtol=1e-4, atol=1e-4)
+    values = torch.linalg.svdvals((anatomy.weight(1) - before).double())
+    assert float(values[1] / values[0]) < 1e-5
+    assert all(torch.equal(w, others[n]) for n, w in anatomy.model.named_parameters() if n != place.weight)
+
+
+def test_memit_is_the_closed_form(folder: Path) -> None:
+    torch.manual_seed(0)
+    rank = seat(folder)
+    anatomy = Anatomy(rank._engine.module)
+    place, before = anatomy.places[0], anatomy.weight(0).clone()
+    known = second_moment(place.inner)
+    rank._covariances = {0: known}
+    keys, missing = torch.randn(place.inner, 4), torch.randn(place.hidden, 4)
+    solved = rank.solve_closed_form(0, keys, 20.0)
+    assert solved is not None
+    rank.edit(0, missing, solved)
+    second = 20 * known.solid() + keys.double() @ keys.double().T
+    wanted = missing.double() @ keys.double().T @ torch.linalg.inv(second)
+    torch.testing.assert_close((anatomy.weight(0) - before).double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        missing.double() @ closed_form(20 * known.solid(), keys).T, wanted, rtol=1e-8, atol=1e-10
+    )
+
+
+class Alone:
+    """A group of one seat."""
+
+    size = 1
+
+    def __init__(self, rank: Seat) -> None:
+        self._rank = rank
+
+    def call(self, verb: Any, *arguments: Any) -> list[Any]:
+        return [getattr(self._rank, verb.__name__)(*arguments)]
+
+    def each(self, verb: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        [own] = arguments
+        return self.call(verb, *own)
+
+
+def job(folder: Path, facts: Path, name: str, said: list[str], count: int = 5, **sections: Any) -> Job:
+    tree = {
+        "method": {"name": name, "layers": [0], "rounds": 1} | sections.pop("method", {}),
+        "train": {"precision": "fp32"},
+        "editing": {"contexts": 2, "key_contexts": 3, "context_tokens": 3, "batch": 3, "clamp": 20.0},
+        **sections,
+    }
+    config = validate(tree)
+    return Job(
+        config, parameters(folder), read(str(facts)).facts[:count], Layout(tiny.tokenizer()), folder,
+        Source(config.model), say=said.append,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [Rome, Memit])
+@pytest.mark.parametrize("chosen", [[0], "trace", "auto"])
+def test_a_round_makes_the_new_answers_likelier(
+    method: Any, chosen: Any, folder: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFT_CACHE", str(tmp_path / "cache"))
+    # Edits of a tiny random model get in each other's way when they are made one after the other.
+    count = 1 if method is Rome and chosen == [0] else 5
+
+    def one_round(said: list[str]) -> tuple[Seat, Job, Any, float]:
+        work = job(folder, tiny_facts, method.__name__.lower(), said, count, method={"layers": chosen})
+        one = method(work.config)
+        one.check(work)
+        rank = Seat(folder, one.weights(work.config, folder, work.parameters))
+        before = nll(rank, work)
+        return rank, work, one.round(SimpleNamespace(everyone=Alone(rank)), work, 1), before
+
+    def nll(rank: Seat, work: Job) -> float:
+        total = 0.0
+        for fact in work.facts:
+            e = work.layout.example(fact.prompt, fact.new, eos=False)
+            with torch.no_grad():
+                logits = rank._engine.module(input_ids=torch.tensor([e.ids])).logits[0].log_softmax(-1)
+            total -= float(logits[e.start - 1 : -1].gather(1, torch.tensor(e.answer)[:, None]).sum())
+        return total
+
+    said: list[str] = []
+    rank, work, outcome, before = one_round(said)
+    assert len(outcome.loss["new"]) == count and outcome.tokens["new"] > 0 and outcome.seconds["new"] > 0
+    if chosen == [0]:
+        assert nll(rank, work) < before
+    assert any("facts' prompts" in line for line in said)
+    assert any("causal tracing" in line for line in said) == (chosen == "trace")
+
+    again: list[str] = []
+    fresh, *_ = one_round(again)
+    assert any("kept from an earlier run" in line for line in again)
+    assert all(torch.equal(a[2:], b[2:]) for a, b in zip(rank._engine.masters, fresh._engine.masters, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "most", "told"),
+    [
+        ([2], 5, r"\[2\] of a model whose layers are 0 to 1"),
+        ([-1], 5, "0 to 1"),
+        ([], 5, "one or more of these"),
+        ([0, 0], 5, "each once"),
+        ([0, 1], 1, "rome edits one layer"),
+        ("all", 5, "goes with ft_c"),
+    ],
+)
+def test_layers_that_cannot_be(chosen: Any, most: int, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        layers.check(chosen, 2, most)
+
+
+def test_layers_lie_together_and_inside() -> None:
+    for depth in (2, 4, 12, 30, 32, 80):
+        for count in (1, 5):
+            chosen = layers.by_rule(depth, count)
+            assert chosen == list(range(chosen[0], chosen[-1] + 1)) and chosen[0] >= 0 and chosen[-1] < depth
+            assert len(chosen) == min(count, depth)
+    assert layers.by_effect([0.1, 0.5, 0.2, 0.0], 1) == [1]
+    assert layers.by_effect([0.1, 0.5, 0.2, 0.0, 0.0], 3) == [0, 1, 2]
+    assert layers.by_effect([0.0, 0.0, 0.9], 2) == [1, 2]
+
+
+@pytest.mark.parametrize("method", [Rome, Memit])
+def test_what_cannot_be_edited_is_refused_at_once(method: Any, tiny_model: Path, tiny_facts: Path) -> None:
+    work = job(tiny_model, tiny_facts, method.__name__.lower(), [], train={"zero_stage": 3, "adapter": "lora"})
+    work = Job(
+        work.config, work.parameters, [type(f)(**{**vars(f), "subject": ""}) for f in work.facts], work.layout,
+        work.folder, work.source,
+    )  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        method(work.config).check(work)
+    told = str(caught.value)
+    assert "train.zero_stage" in told and "right would be 2" in told
+    assert "train.adapter" in told
+    assert "5 of 5 facts have none: tiny-0, tiny-1" in told
+
+
+def test_a_model_without_an_mlp_is_told_what_was_looked_for() -> None:
+    plain = torch.nn.Linear(2, 2)
+    with pytest.raises(InputError, match="no list of blocks"):
+        down_projections(plain)
+    blocks = torch.nn.Module()
+    blocks.layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(4, 4))])
+    blocks.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=4))
+    with pytest.raises(InputError, match=r"layers\.0 has none; looked for.*hidden size 4.*0\.?0? 4→4|has none"):
+        down_projections(blocks)
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    def expert() -> torch.nn.Module:
+        one = torch.nn.Module()
+        one.up, one.down = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+        return one
+
+    block = torch.nn.Module()
+    block.experts = torch.nn.ModuleDict({"a": expert(), "b": expert()})
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([block])
+    model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=4))
+    with pytest.raises(InputError, match="mixture of experts"):
+        down_projections(model)

@@ -1,0 +1,231 @@
+"""Values, keys, prefixes and covariances on tiny random models of every architecture."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dft_cluster.config import EditingSettings
+from dft_cluster.editing import contexts, states
+from dft_cluster.editing.anatomy import Anatomy, catching
+from dft_cluster.editing.covariance import Covariance, Key, Passage, Sums, cached, keep, text_for, weights_fingerprint
+from dft_cluster.editing.requests import Request, request
+from dft_cluster.editing.subjects import span
+from dft_cluster.editing.trace import Asked, indirect_effects
+from dft_cluster.editing.values import Place, seek
+from dft_cluster.errors import InputError
+from dft_cluster.facts.fact import Fact
+from dft_cluster.facts.layout import Layout
+from tests import tiny
+
+PREFIXES = ["The one is", "Because, of a"]
+SETTINGS = EditingSettings(steps=5)
+
+
+def facts(count: int) -> list[Fact]:
+    found = []
+    for record in tiny.records(count):
+        texts = {name: str(record[name]) for name in ("id", "prompt", "subject")}
+        found.append(Fact(old=str(record["target_old"]), new=f"{record['target_new']} {record['target_old']}", **texts))
+    return found
+
+
+@pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
+def anatomy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Anatomy]:
+    folder = tiny.architecture(request.param, tmp_path_factory.mktemp(request.param))
+    yield Anatomy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+@pytest.fixture(scope="module")
+def layout() -> Layout:
+    return Layout(tiny.tokenizer())
+
+
+def requests(layout: Layout, count: int = 3) -> list[Request]:
+    return [request(layout, fact, PREFIXES[: 1 + number % 1]) for number, fact in enumerate(facts(count))]
+
+
+PLACES = [Place(0, inside=True), Place(0, inside=False), Place(1, inside=True)]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_cache_changes_nothing(anatomy: Anatomy, layout: Layout, place: Place) -> None:
+    with_cache = seek(anatomy, requests(layout), place, SETTINGS, 4.0)
+    without = seek(anatomy, requests(layout), place, SETTINGS, 4.0, cached=False)
+    torch.testing.assert_close(with_cache.wanted, without.wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(with_cache.losses, without.losses, rtol=1e-4, atol=1e-4)
+    # In these models of two blocks nothing reads what the last one gives at the subject.
+    assert torch.equal(with_cache.wanted, with_cache.given) == (place.layer == 1)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_together_is_one_at_a_time(anatomy: Anatomy, layout: Layout, place: Place) -> None:
+    asked = [request(layout, fact, PREFIXES) for fact in facts(4)]
+    together = seek(anatomy, asked, place, SETTINGS, 4.0)
+    for number, one in enumerate(asked):
+        alone = seek(anatomy, [one], place, SETTINGS, 4.0)
+        torch.testing.assert_close(together.wanted[number], alone.wanted[0], rtol=1e-4, atol=1e-4)
+        assert together.losses[number] == pytest.approx(alone.losses[0], rel=1e-4, abs=1e-4)
+
+
+def test_the_loss_is_the_one_that_is_defined(anatomy: Anatomy, layout: Layout) -> None:
+    """Put into the plain model by a hook, the value gives the loss that was told."""
+    asked = request(layout, facts(1)[0], PREFIXES[:1])
+    found = seek(anatomy, [asked], Place(0, inside=False), SETTINGS, 4.0)
+    delta = (found.wanted - found.given)[0]
+
+    def logits(ids: tuple[int, ...], at: int | None) -> torch.Tensor:
+        def add(_module: Any, _given: Any, output: Any) -> Any:
+            states = (output[0] if isinstance(output, tuple) else output).clone()
+            if at is not None:
+                states[:, at] += delta
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        handle = anatomy.blocks[0].register_forward_hook(add)
+        try:
+            with torch.no_grad():
+                return anatomy.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        finally:
+            handle.remove()
+
+    nll = []
+    for row in asked.rows:
+        said = logits(row.ids, row.at)[row.start - 1 : -1]
+        nll.append(-said.gather(1, torch.tensor(row.answer)[:, None]).mean())
+    now, before = (logits(asked.essence.ids, at)[-1] for at in (asked.essence.at, None))
+    loss = sum(nll) / 2 + SETTINGS.kl * (now.exp() * (now - before)).sum()
+    loss += SETTINGS.weight_decay * delta.norm() / found.given.norm() ** 2
+    assert found.losses[0] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_a_value_goes_no_further_than_the_clamp(anatomy: Anatomy, layout: Layout) -> None:
+    found = seek(anatomy, requests(layout), Place(0, inside=False), SETTINGS, 0.1)
+    moved = (found.wanted - found.given).norm(dim=1) / found.given.norm(dim=1)
+    assert bool((moved <= 0.1 + 1e-5).all()) and float(moved.max()) > 0.09
+
+
+def test_more_steps_make_the_answer_likelier(anatomy: Anatomy, layout: Layout) -> None:
+    first, last = (
+        seek(anatomy, requests(layout), Place(0, inside=False), EditingSettings(steps=steps), 10.0).losses
+        for steps in (1, 25)
+    )
+    assert sum(last) < sum(first) - 0.5
+
+
+def test_the_model_is_left_as_it_was(anatomy: Anatomy, layout: Layout) -> None:
+    before = {name: weight.clone() for name, weight in anatomy.model.named_parameters()}
+    seek(anatomy, requests(layout), Place(1, inside=True), SETTINGS, 4.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in anatomy.model.named_parameters())
+    assert all(weight.requires_grad for weight in anatomy.model.parameters())
+    assert not any("forward" in vars(block) or block._forward_hooks for block in anatomy.blocks)
+    assert not anatomy.head._forward_pre_hooks
+
+
+def test_keys_and_states_are_what_passes(anatomy: Anatomy, layout: Layout) -> None:
+    rows = [row for one in requests(layout, 5) for row in one.rows]
+    keys, given = states.read(anatomy, rows, 0, 1)
+    for number, row in enumerate(rows):
+        with catching(anatomy.downs[0]) as down, catching(anatomy.blocks[1]) as block, torch.no_grad():
+            anatomy.model(input_ids=torch.tensor([row.ids]))
+        assert down.taken is not None and block.given is not None
+        torch.testing.assert_close(keys[number], down.taken[0, row.at], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(given[number], block.given[0, row.at], rtol=1e-4, atol=1e-5)
+
+
+def test_the_covariance_is_the_mean_over_all_real_tokens(anatomy: Anatomy, layout: Layout) -> None:
+    texts = [layout.prompt(fact.prompt) for fact in facts(6)]
+    passages = [Passage(ids, 3 if number == 5 else None) for number, ids in enumerate(texts)]
+    sums = Sums(anatomy, [0, 1])
+    sums.add(passages[:4])
+    sums.add(passages[4:])
+    for layer in (0, 1):
+        every = []
+        for ids in texts:
+            with catching(anatomy.downs[layer]) as down, torch.no_grad():
+                anatomy.model(input_ids=torch.tensor([ids]))
+            assert down.taken is not None
+            every.append(down.taken[0].double())
+        every[5] = torch.cat([every[5][:3], every[5][4:]])
+        keys = torch.cat(every)
+        assert sums.tokens == len(keys)
+        torch.testing.assert_close(
+            sums.by_layer[layer].double() / sums.tokens, keys.T @ keys / len(keys), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_prefixes_are_the_seeds_and_are_likely(anatomy: Anatomy, layout: Layout) -> None:
+    begin = contexts.openings(layout)
+    drawn = contexts.sample(anatomy, begin, 7, 4, seed=3)
+    assert drawn == contexts.sample(anatomy, begin, 7, 4, seed=3)
+    assert drawn != contexts.sample(anatomy, begin, 7, 4, seed=4)
+    for number, ids in enumerate(drawn):
+        start = begin[number % len(begin)]
+        assert tuple(ids[: len(start)]) == start and len(ids) == len(start) + 4
+        with torch.no_grad():
+            best = anatomy.model(input_ids=torch.tensor([ids])).logits[0].topk(contexts.TOP).indices
+        assert all(ids[place + 1] in best[place] for place in range(len(start) - 1, len(ids) - 1))
+
+
+def test_tracing_brings_back_what_was_disturbed(anatomy: Anatomy, layout: Layout) -> None:
+    """With the window as wide as one layer, restoring nothing but noise-free states cannot exceed the clean answer."""
+    asked = [Asked(layout.prompt(fact.prompt), *span(layout, fact.prompt, fact.subject)) for fact in facts(2)]
+    effects = indirect_effects(anatomy, asked, seed=0)
+    assert len(effects) == 2 and all(-2 <= effect <= 2 for effect in effects) and any(effects)
+    assert effects == indirect_effects(anatomy, asked, seed=0)
+
+
+def test_a_covariance_is_found_again_only_for_the_same_weights_and_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFT_CACHE", str(tmp_path))
+    known = Covariance(torch.eye(3) * 2, 7)
+    key = Key("model", "text", 5)
+    notes: list[str] = []
+    assert cached(key, "layer", 3, notes.append) is None
+    keep(key, "layer", known)
+    again = cached(key, "layer", 3, notes.append)
+    assert again is not None and torch.equal(again.mean, known.mean) and again.tokens == 7
+    for other in (Key("other", "text", 5), Key("model", "other", 5), Key("model", "text", 6)):
+        assert cached(other, "layer", 3, notes.append) is None
+    assert cached(key, "other layer", 3, notes.append) is None and not notes
+    key.file("layer").write_bytes(b"broken")
+    assert cached(key, "layer", 3, notes.append) is None
+    assert "cannot be read" in notes[0]
+
+
+def test_the_fingerprint_sees_a_single_weight() -> None:
+    model = torch.nn.Linear(3, 3)
+    before = weights_fingerprint(model)
+    assert before == weights_fingerprint(model)
+    with torch.no_grad():
+        model.bias[1] += 1e-3
+    assert before != weights_fingerprint(model)
+
+
+def test_too_little_text_is_solvable_and_much_text_is_left_alone() -> None:
+    keys = torch.randn(4, 32)
+    little = Covariance(keys.T @ keys / 4, 4).solid()
+    assert float(torch.linalg.eigvalsh(little)[0]) > 0
+    full = torch.eye(32)
+    assert torch.allclose(Covariance(full, 10**8).solid(), full.double(), rtol=1e-5)
+
+
+def test_texts_come_from_facts_or_a_file(layout: Layout, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("One part\nof two lines.\n\n\n\nAnother part.\n\nA third.")
+    text = text_for(str(file), "train", 2, [], layout)
+    assert [layout.text(one.ids) for one in text.passages] == ["One part\nof two lines.", "Another part."]
+    assert text.tokens == sum(len(one.ids) for one in text.passages) and str(file) in text.source
+    assert text.fingerprint != text_for(str(file), "train", 1, [], layout).fingerprint
+    rows = [row for one in requests(layout) for row in one.rows]
+    own = text_for("facts", "train", 4, rows, layout)
+    assert [one.ids for one in own.passages] == [row.ids[: row.start] for row in rows[:4]]
+    assert own.tokens == sum(row.start - 1 for row in rows[:4])
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(InputError, match="holds no text"):
+        text_for(str(tmp_path / "empty.txt"), "train", 2, [], layout)
+    with pytest.raises(InputError, match="no file"):
+        text_for(str(tmp_path / "absent.txt"), "train", 2, [], layout)

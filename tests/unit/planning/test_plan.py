@@ -1,0 +1,138 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dft_cluster.config import LoraSettings
+from dft_cluster.local import in_this_process
+from dft_cluster.methods.prepare import prepare
+from dft_cluster.planning.activations import Shape
+from dft_cluster.planning.asked import Asked, Passes
+from dft_cluster.planning.capacity import Capacity, Node, fit
+from dft_cluster.planning.command import plan_command
+from dft_cluster.planning.model import Model
+from dft_cluster.planning.plan import of_seats, plan, training_sets
+from dft_cluster.runs.console import Console
+from dft_cluster.training.batches import steps
+from tests.integration import runs
+from tests.unit.planning.cases import GB, asked, config, llama_7b
+
+ROOMY = Capacity((Node(64 * GB),))
+
+
+def test_llama2_7b_on_eight_devices_of_80_gb() -> None:
+    """As the paper had it, two groups of four: ZeRO-1 fits, with θ kept on the host. On devices of 40 GB it takes ZeRO-3."""
+    eight = Capacity((Node(1000 * GB, 8, 80 * GB),))
+    settings = config(cluster={"ranks_per_group": 4}, train={"batch": 16})
+    made = of_seats({"every round": asked(llama_7b(), settings)}, eight)
+    assert made.fit.fits
+    assert made.advice is None
+    assert 55 * GB < made.fit.device_needs < 72 * GB
+    text = made.text()
+    for word in (
+        "6,738,415,616 elements",
+        "it fits",
+        "optimizer",
+        "cluster.groups=2",
+        "25.10 GiB of deltas",
+        "not timed",
+    ):
+        assert word in text
+    half = of_seats({"every round": asked(llama_7b(), settings)}, Capacity((Node(1000 * GB, 8, 48 * GB),)))
+    assert not half.fit.fits
+    assert half.advice is not None
+    assert half.advice.way == ["train.zero_stage=3"]
+    assert "change train.zero_stage=3; one by one:" in half.text()
+
+
+def test_too_few_devices_are_named() -> None:
+    made = of_seats(
+        {"every round": asked(llama_7b(), config(cluster={"ranks_per_group": 4}))},
+        Capacity((Node(10**12, 4, 80 * GB),)),
+    )
+    assert made.fit.missing_devices == 4
+    assert "4 devices are missing" in made.text()
+    assert "fewer cluster.ranks_per_group" in made.text()
+
+
+def test_unequal_nodes_are_filled_from_the_largest() -> None:
+    nodes = (Node(500 * GB, 2, 80 * GB), Node(500 * GB, 6, 80 * GB))
+    lack = fit(asked(llama_7b(), config(cluster={"ranks_per_group": 4})), Capacity(nodes))
+    assert lack.missing_devices == 0
+    assert lack.host_needs > 6 * 16 * GB
+
+
+def test_shapes_alone_make_a_plan_that_says_what_is_missing() -> None:
+    model = Model.of_shapes("mine", {"layers.0.mlp.weight": (4096, 4096), "embed.weight": (32000, 4096)})
+    alone = Asked(config(), model, "cuda", True, (), (Shape(4, 16, 4),), Passes(model, LoraSettings()))
+    text = of_seats({"every round": alone}, Capacity((Node(64 * GB, 2, 24 * GB),))).text()
+    assert "activations are not counted" in text
+    assert "it fits" in text
+
+
+def test_a_job_s_plan(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    made = plan(prepare(runs.config(tiny_model, tiny_facts, tmp_path, train={"batch": 4})), ROOMY)
+    assert [one.role for one in made.memories] == ["old", "new"]
+    assert "2 groups of 1 rank on cpu" in made.text()
+    assert made.seat == "every round"
+    assert made.traffic.steps == 2 * 2
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
+
+
+def test_micro_batches_are_those_of_the_training(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    train = {"batch": 4, "tokens_per_batch": 40}
+    prepared = prepare(runs.config(tiny_model, tiny_facts, tmp_path, train=train)).seat(1)
+    sides = training_sets(prepared)
+    model = Model.of_seat(prepared)
+    shapes = Asked(prepared.config, model, "cpu", True, sides, (), Passes(model, LoraSettings())).shapes
+    seen = {
+        Shape(*micro.ids.shape, len(micro.positions))
+        for side in sides
+        for step in steps(side, batch=4, epochs=1, rank=0, world=1, pad=0, seed=0, round_=1, tokens_per_batch=40)
+        for micro in step.micro
+        if micro is not None
+    }
+    assert set(shapes) == seen
+
+
+def test_the_warm_up_needs_ranks_of_its_own_under_an_adapter(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, train={"adapter": "lora"}, warmup={"epochs": 1})
+    made = plan(prepare(settings), ROOMY)
+    assert made.seat == "the warm-up"
+    assert made.asked.config.train.adapter == "none"
+    assert made.disk.base > 0
+
+
+def test_drawn_contexts_make_longer_examples(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    plain, longer = (
+        plan(prepare(runs.config(tiny_model, tiny_facts, tmp_path, train={"contexts": n})), ROOMY) for n in (0, 2)
+    )
+    assert max(s.width for s in longer.asked.shapes) == max(s.width for s in plain.asked.shapes) + 12
+    assert (plain.asked.steps, longer.asked.steps) == (2 * 3, 2 * 8)  # 8 and 24 examples, 3 in a batch
+
+
+def test_editing_in_closed_form_says_what_it_leaves_out(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    made = plan(prepare(runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "memit"})), ROOMY)
+    assert any("memit trains nothing" in note for note in made.notes)
+
+
+def test_seconds_are_claimed_only_where_they_were_timed(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path / "run", cluster={"groups": 1})
+    prepared, console = prepare(settings), Console(runs.silent)
+    assert "not timed" in plan_command(prepared, False, in_this_process, console, ROOMY)
+    timed = plan_command(prepared, True, in_this_process, console, ROOMY)
+    assert "12 steps of" in timed
+    assert "not timed; --calibrate" not in timed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("gpus", [0.5, 1.0])
+def test_ranks_may_share_a_device(gpus: float) -> None:
+    shared = asked(llama_7b(), config(cluster={"ranks_per_group": 4, "gpus_per_rank": gpus}))
+    lack = fit(shared, Capacity((Node(2000 * GB, int(8 * gpus), 80 * GB),)))
+    alone = fit(replace(shared), Capacity((Node(2000 * GB, 8, 80 * GB),)))
+    assert lack.missing_devices == 0
+    assert lack.device_needs == alone.device_needs
+    assert (lack.device_needs > 100 * GB) == (gpus == 0.5)
