@@ -191,6 +191,8 @@ class TrainSettings(_Section):
     """Recompute activations in the backward pass."""
     adapter: Literal["none", "lora"] = "none"
     """Fine-tune the weights themselves, or low-rank products beside them, which are merged at the end."""
+    rephrases: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0
+    """Train each prompt also in so many other words that the model itself finds, old and new answers alike."""
     contexts: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0
     """Train each prompt also behind so many short texts that the model itself says, old and new answers alike."""
     keep: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0

@@ -7,12 +7,12 @@ from typing import Any
 from dft_cluster.config import Config
 from dft_cluster.evaluation import scores
 from dft_cluster.evaluation.decode import Said
-from dft_cluster.evaluation.probes import Asked, batched, dealt, gathered, of_kind, probes
+from dft_cluster.evaluation.probes import Asked, of_kind, probes
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.folding import contains, matches
 from dft_cluster.facts.layout import Layout
 from dft_cluster.facts.pairs import Pair
-from dft_cluster.ranks.rank import Rank
+from dft_cluster.methods import asking
 from dft_cluster.ranks.team import Team
 
 DECODED = ("reliability", "generality", "locality")
@@ -26,7 +26,6 @@ class Examiner:
         self._likelihood = "likelihood" in config.evaluate.protocols
         self._decodes = "generated" in config.evaluate.protocols
         self.asked: list[Asked] = probes(facts, pairs, layout, likelihood=self._likelihood)
-        self._batches = batched(self.asked, config.evaluate.batch, lambda a: len(a.example.ids))
         self._spoken = [p for kind in DECODED for p in of_kind(self.asked, kind)]  # type: ignore[arg-type]
         self._prompts = [layout.prompt(self.asked[p].prompt) for p in self._spoken]
         self._said: Sequence[Said] = []
@@ -112,9 +111,7 @@ class Examiner:
     def right(self, team: Team) -> float:
         """How many training prompts get all of their new answer, teacher-forced, in percent."""
         examples = [self.asked[p].example for p in of_kind(self.asked, "reliability")]
-        batches = batched(examples, self.config.evaluate.batch, lambda e: len(e.ids))
-        shares = dealt([[examples[p] for p in batch] for batch in batches], team.everyone.size)
-        said = gathered(batches, team.everyone.each(Rank.predict, [(share, self.layout.pad) for share in shares]))
+        said = asking.forced(team, examples, self.config.evaluate.batch, self.layout.pad)
         return scores.percent([one.predicted == e.answer for one, e in zip(said, examples, strict=True)])
 
     def answers(self, after: dict[int, str]) -> list[dict[str, str]]:
@@ -132,20 +129,14 @@ class Examiner:
         ]
 
     def _ask(self, team: Team) -> list[Said]:
-        shares = dealt([[self.asked[p].example for p in batch] for batch in self._batches], team.everyone.size)
-        answers = team.everyone.each(Rank.predict, [(share, self.layout.pad) for share in shares])
-        return gathered(self._batches, answers)
+        return asking.forced(team, [a.example for a in self.asked], self.config.evaluate.batch, self.layout.pad)
 
     def _speak(self, team: Team) -> dict[int, str]:
         texts = self._decode(team, self._prompts, self.config.evaluate.max_new_tokens)
         return dict(zip(self._spoken, texts, strict=True))
 
     def _decode(self, team: Team, prompts: Sequence[tuple[int, ...]], most: int) -> list[str]:
-        batches = batched(prompts, self.config.evaluate.batch, len)
-        shares = dealt([[prompts[p] for p in batch] for batch in batches], team.everyone.size)
-        arguments = [(share, self.layout.pad, most, self.layout.ends) for share in shares]
-        said = gathered(batches, team.everyone.each(Rank.generate, arguments))
-        return [self.layout.text(ids).partition("\n")[0].strip() for ids in said]
+        return asking.spoken(team, prompts, self.config.evaluate.batch, self.layout, most)
 
     def _locality(self, said: Sequence[Said]) -> list[list[int]]:
         return [list(said[p].predicted) for p in of_kind(self.asked, "locality")]

@@ -166,7 +166,7 @@ class _Run:
         pairs = self._pairs()
         layout, facts = self.prepared.layout, self.prepared.facts
         self.examiner = Examiner(self.config, facts, pairs, layout)
-        drawn = self._drawn()
+        drawn = self._drawn(pairs)
         self.job = replace(
             seat.job(self.source),
             old=examples(pairs, "old", layout, drawn),
@@ -203,16 +203,19 @@ class _Run:
         self.useful += time.perf_counter() - began
         return result
 
-    def _drawn(self) -> Drawn:
+    def _drawn(self, pairs: list[Pair]) -> Drawn:
         """What the model itself adds to the training set, drawn once from the run's base and kept."""
         train, storage = self.config.train, self.record.storage
-        if not train.contexts and not train.keep:
-            return Drawn([], [])
+        if not (train.rephrases or train.contexts or train.keep):
+            return Drawn()
         if not storage.exists("drawn.json"):
             self.console.phase("drawing texts from the model")
-            storage.write_json("drawn.json", vars(draw(self.config, self.prepared.layout, self.team)))
-        drawn = storage.read_json("drawn.json")
-        return Drawn(drawn["contexts"], [(given, ids) for given, ids in drawn["keep"]])
+            drawn = draw(self.config, self.prepared.layout, self.team, self.prepared.facts, pairs)
+            if train.rephrases:
+                wanted, found = train.rephrases * len(pairs), sum(map(len, drawn.rephrases))
+                self.record.note(f"train.rephrases: of {wanted} wordings asked for, {found} were found")
+            storage.write_json("drawn.json", vars(drawn))
+        return Drawn(**storage.read_json("drawn.json"))
 
     def _warm_up(self) -> None:
         """Teaches the old answers, which gives the run's base; keeps what the user's own model said of the locality probes."""
@@ -222,7 +225,7 @@ class _Run:
         own = self._useful(
             lambda: Examiner(self.config, self.prepared.facts, pairs, self.prepared.layout).locality_said(self.team)
         )
-        taught = examples(pairs, "old", self.prepared.layout, Drawn([], []))
+        taught = examples(pairs, "old", self.prepared.layout, Drawn())
         self._useful(
             lambda: self.team.everyone.call(Rank.fine_tune, taught, self.prepared.layout.pad, 0, "warm-up", epochs)
         )

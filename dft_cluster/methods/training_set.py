@@ -1,15 +1,17 @@
 """What the two groups are taught: every pair's prompt with its old and its new answer, and what else `train` asks for.
 
-The same prompts in the same order on both sides; only the answers differ. Contexts and texts to keep are the model's own,
-drawn once from the run's base, and the same for every method.
+The same prompts in the same order on both sides; only the answers differ. Rephrases, contexts and texts to keep are the
+model's own, drawn once from the run's base, and the same for every method.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dft_cluster.config import Config
+from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.layout import Example, Layout
 from dft_cluster.facts.pairs import Pair
+from dft_cluster.methods.rephrasing import rephrase
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
 from dft_cluster.training.batches import mixed
@@ -37,14 +39,21 @@ CONTEXT_TOKENS = 10
 
 @dataclass(frozen=True)
 class Drawn:
-    """Texts that the model said, as token ids with how many of them were given to it."""
+    """What the model said: texts to stand before a prompt, texts to keep (token ids, with how many of them were given to
+    it), and for each pair other wordings of its prompt."""
 
-    contexts: list[str]
-    keep: list[tuple[int, list[int]]]
+    contexts: Sequence[str] = ()
+    keep: Sequence[tuple[int, Sequence[int]]] = ()
+    rephrases: Sequence[Sequence[str]] = ()
+
+    def wordings(self, number: int, prompt: str) -> list[str]:
+        """A pair's prompt with its rephrases, all of them also behind every context."""
+        plain = [prompt, *(self.rephrases[number] if self.rephrases else ())]
+        return plain + [f"{context}. {wording}" for context in self.contexts for wording in plain]
 
 
-def draw(config: Config, layout: Layout, team: Team) -> Drawn:
-    """What `train.contexts` and `train.keep` ask for, out of the model as it is now."""
+def draw(config: Config, layout: Layout, team: Team, facts: Sequence[Fact], pairs: Sequence[Pair]) -> Drawn:
+    """What `train.rephrases`, `train.contexts` and `train.keep` ask for, out of the model as it is now."""
     train = config.train
     openings = [Layout(layout.tokenizer, eos=False).prompt(word) for word in OPENINGS]
 
@@ -57,14 +66,15 @@ def draw(config: Config, layout: Layout, team: Team) -> Drawn:
     kept = ask(train.keep, train.keep_tokens, 2, None) if train.keep else []
     given = [len(openings[i % len(openings)]) for i in range(train.keep)]
     texts = [" ".join(layout.text(ids).split()) for ids in contexts]
-    return Drawn(texts, [(n, ids) for n, ids in zip(given, kept, strict=True) if len(ids) > n])
+    reworded = rephrase(config, layout, team, facts, pairs, mixed(train.seed, 3)) if train.rephrases else []
+    return Drawn(texts, [(n, ids) for n, ids in zip(given, kept, strict=True) if len(ids) > n], reworded)
 
 
 def examples(pairs: Sequence[Pair], side: str, layout: Layout, drawn: Drawn) -> list[Example]:
     """One side's training set."""
-    found = []
-    for pair in pairs:
-        answer = getattr(pair, side)
-        found.append(layout.example(pair.prompt, answer))
-        found += [layout.example(f"{context}. {pair.prompt}", answer) for context in drawn.contexts]
+    found = [
+        layout.example(wording, getattr(pair, side))
+        for number, pair in enumerate(pairs)
+        for wording in drawn.wordings(number, pair.prompt)
+    ]
     return found + [Example(tuple(ids), given, len(ids)) for given, ids in drawn.keep]

@@ -105,9 +105,13 @@ def _asked(seat: Prepared, there: Capacity) -> Asked:
 
 
 def training_sets(seat: Prepared) -> tuple[list[Example], ...]:
-    """Both sides' examples, or the new answers alone; texts that the model will say are as long as they may be."""
+    """Both sides' examples, or the new answers alone; texts that the model will say are as long as they may be,
+    and its rephrases as long as the prompts."""
     train, pairs = seat.config.train, given(seat.facts)
-    drawn = Drawn([], [(1, [0] * (1 + train.keep_tokens))] * train.keep)
+    drawn = Drawn(
+        keep=[(1, [0] * (1 + train.keep_tokens))] * train.keep,
+        rephrases=[[pair.prompt] * train.rephrases for pair in pairs],
+    )
     sides = ("old", "new") if seat.method.contrasts else ("new",)
     return tuple(_with_contexts(examples(pairs, side, seat.layout, drawn), train.contexts) for side in sides)
 

@@ -7,9 +7,17 @@ import pytest
 from dft_cluster import update
 from dft_cluster.config import ModelSettings
 from dft_cluster.errors import InputError
+from dft_cluster.facts.pairs import given
+from dft_cluster.local import in_this_process
+from dft_cluster.methods import asking
+from dft_cluster.methods.prepare import prepare
+from dft_cluster.methods.rephrasing import could_ask, rephrase
 from dft_cluster.models.source import resolve
 from dft_cluster.patch import fingerprint, verify
 from dft_cluster.patch.apply import apply
+from dft_cluster.ranks.rank import Source
+from dft_cluster.runs.console import Console
+from tests.integration import runs
 
 
 def test_two_facts_into_the_embedded_model(tmp_path: Path) -> None:
@@ -38,3 +46,22 @@ def test_two_facts_into_the_embedded_model(tmp_path: Path) -> None:
     assert verify(result.patch, base).state == "base"
     assert apply(result.patch, base, tmp_path / "updated") != fingerprint(base)
     assert verify(result.patch, tmp_path / "updated").state == "patched"
+
+
+def test_its_own_rephrases_ask_for_the_subject_and_the_likeliest_come_first(tmp_path: Path) -> None:
+    try:
+        resolve(ModelSettings())
+    except InputError as error:
+        pytest.skip(str(error))
+    config = runs.config(Path("smollm2-135m"), Path("embedded"), tmp_path, facts={"limit": 3}, train={"rephrases": 2})
+    prepared = prepare(config)
+    layout, facts, pairs = prepared.layout, prepared.facts, given(prepared.facts)
+    with in_this_process(prepared.seat(1), Source(config.model), Console(runs.silent)) as team:
+        found = rephrase(config, layout, team, facts, pairs, 7)
+        assert sum(map(len, found)) >= 3
+        for fact, pair, lines in zip(facts, pairs, found, strict=True):
+            assert len(lines) <= 2
+            assert all(could_ask(line, fact, pair) for line in lines)
+            answers = [layout.example(line, pair.old, eos=False) for line in lines]
+            surprise = [one.nll for one in asking.forced(team, answers, 1, layout.pad)]
+            assert surprise == pytest.approx(sorted(surprise), rel=1e-3)

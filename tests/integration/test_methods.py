@@ -42,7 +42,10 @@ METHODS: dict[str, Tree] = {
     "reuse": {"method": {"name": "dft", "top": 0.1}, "dft": {"reuse": 2}},
     "scales": {"method": {"name": "dft", "top": 0.1}, "dft": {"scales": [0.5, 1, 2]}},
     "renew": {"method": {"name": "dft", "top": 0.1}, "dft": {"renew": True}},
-    "drawn": {"method": {"name": "dft", "top": 0.1}, "train": {"contexts": 2, "keep": 4, "keep_tokens": 5}},
+    "drawn": {
+        "method": {"name": "dft", "top": 0.1},
+        "train": {"rephrases": 1, "contexts": 2, "keep": 4, "keep_tokens": 5},
+    },
     "difference": {"method": {"name": "dft", "top": 0.1}, "dft": {"add": "difference"}},
 }
 

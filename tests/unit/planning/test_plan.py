@@ -113,6 +113,11 @@ def test_drawn_contexts_make_longer_examples(tiny_model: Path, tiny_facts: Path,
     assert (plain.asked.steps, longer.asked.steps) == (2 * 3, 2 * 8)  # 8 and 24 examples, 3 in a batch
 
 
+def test_rephrases_make_more_examples(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    made = plan(prepare(runs.config(tiny_model, tiny_facts, tmp_path, train={"rephrases": 2})), ROOMY)
+    assert made.asked.steps == 2 * 8  # 24 examples, 3 in a batch, 2 epochs
+
+
 def test_editing_in_closed_form_says_what_it_leaves_out(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     made = plan(prepare(runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "memit"})), ROOMY)
     assert any("memit trains nothing" in note for note in made.notes)

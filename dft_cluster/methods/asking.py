@@ -1,0 +1,24 @@
+"""Asks all ranks at once, each its share of fixed batches, and puts the answers back into the order of the questions."""
+
+from collections.abc import Sequence
+
+from dft_cluster.evaluation.decode import Said
+from dft_cluster.evaluation.probes import batched, dealt, gathered
+from dft_cluster.facts.layout import Example, Layout
+from dft_cluster.ranks.rank import Rank
+from dft_cluster.ranks.team import Team
+
+
+def forced(team: Team, examples: Sequence[Example], size: int, pad: int) -> list[Said]:
+    """Teacher-forced outcomes, `size` examples in a forward pass."""
+    batches = batched(examples, size, lambda example: len(example.ids))
+    shares = dealt([[examples[p] for p in batch] for batch in batches], team.everyone.size)
+    return gathered(batches, team.everyone.each(Rank.predict, [(share, pad) for share in shares]))
+
+
+def spoken(team: Team, prompts: Sequence[tuple[int, ...]], size: int, layout: Layout, most: int) -> list[str]:
+    """Greedy answers up to the end of a line, of at most so many tokens."""
+    batches = batched(prompts, size, len)
+    shares = dealt([[prompts[p] for p in batch] for batch in batches], team.everyone.size)
+    said = team.everyone.each(Rank.generate, [(share, layout.pad, most, layout.ends) for share in shares])
+    return [layout.text(ids).partition("\n")[0].strip() for ids in gathered(batches, said)]
