@@ -8,6 +8,7 @@ bits of one that was never harmed, and every round that was finished before the 
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import random
@@ -42,9 +43,9 @@ class Row:
     seed: int
     how: str
     moment: float
-    """Seconds after its ranks began to start."""
+    """Seconds after its ranks were there."""
     struck: bool
-    """Whether there was still something to harm."""
+    """Whether there was still something to harm; what came too late is no kill."""
     finished_before: int
     seconds_after: float
     whole: bool
@@ -66,7 +67,7 @@ class Soak:
         self.config.write_text(yaml.safe_dump(settings.to_json()))
         for name in ("cold", "whole"):  # the second one is as quick as those that are harmed
             with self._driver(name) as driver:
-                _wait(driver, "starting")
+                _ranks(driver)
                 first = time.monotonic()
                 assert driver.wait(LIMIT) == 0, _read(driver)
             self.span = time.monotonic() - first
@@ -74,24 +75,24 @@ class Soak:
 
     def harm(self, number: int, seed: int) -> Row:
         chance = random.Random(f"{seed}-{number}")
-        how, moment, name = chance.choice(HOWS), chance.uniform(0, 0.8 * self.span), f"harmed-{number}"
-        said, struck = "", True
+        how, moment, name = chance.choice(HOWS), chance.uniform(0, 0.9 * self.span), f"harmed-{number}"
+        said = ""
         with self._driver(name) as driver:
-            _wait(driver, "starting")
-            time.sleep(moment)
+            _ranks(driver)
+            first = time.monotonic()
+            ended = _ended(driver, moment) is not None
+            if ended:  # quicker than the one it was measured by
+                self.span = min(self.span, time.monotonic() - first)
+            ranks = _ranks(driver)
+            struck = not ended and bool(ranks)
             before = self._finished(name)
             began = time.monotonic()
-            if how == "kill driver":
+            if struck and how == "kill driver":
                 driver.kill()
-            else:
-                ranks = [p for p in psutil.Process().children(recursive=True) if "RankProcess" in _title(p)]
-                struck = bool(ranks)
-                if ranks:  # else the run is at its end already
-                    chance.choice(sorted(ranks, key=lambda p: p.pid)).send_signal(
-                        signal.SIGKILL if how == "kill rank" else signal.SIGSTOP
-                    )
+            elif struck:
+                chance.choice(ranks).send_signal(signal.SIGKILL if how == "kill rank" else signal.SIGSTOP)
             code = _ended(driver)
-        if how == "kill driver":
+        if struck and how == "kill driver":
             with self._driver(name) as driver:
                 code = _ended(driver)
                 said = _read(driver)
@@ -149,17 +150,21 @@ def _read(driver: subprocess.Popen[str]) -> str:
     return str(log.read())
 
 
-def _wait(driver: subprocess.Popen[str], words: str) -> None:
+def _ranks(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of the run's ranks, as soon as there are any; none if it has ended."""
     until = time.monotonic() + LIMIT
-    while words not in _read(driver):
-        if driver.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"{words!r} never came: {_read(driver)}")
+    while True:
+        ranks = [p for p in psutil.Process().children(recursive=True) if "RankProcess" in _title(p)]
+        if ranks or driver.poll() is not None:
+            return sorted(ranks, key=lambda p: p.pid)
+        if time.monotonic() > until:
+            raise RuntimeError(f"the ranks never came: {_read(driver)}")
         time.sleep(0.05)
 
 
-def _ended(driver: subprocess.Popen[str]) -> int | None:
+def _ended(driver: subprocess.Popen[str], limit: float = LIMIT) -> int | None:
     try:
-        return driver.wait(LIMIT)
+        return driver.wait(limit)
     except subprocess.TimeoutExpired:
         return None
 
@@ -173,20 +178,23 @@ def main() -> int:
     rows = list(csv.DictReader(asked.out.open())) if asked.out.exists() else []
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    kills = sum(row["struck"] == "True" for row in rows)
     broken = sum(row["whole"] != "True" for row in rows)
     with tempfile.TemporaryDirectory() as folder, asked.out.open("a", newline="") as out:
         table = csv.DictWriter(out, [field.name for field in fields(Row)])
         if not rows:
             table.writeheader()
         soak = Soak(Path(folder))
-        for number in range(len(rows), asked.kills):
+        for number in itertools.count(len(rows)):
+            if kills >= asked.kills:
+                break
             row = soak.harm(number, asked.seed)
             table.writerow(asdict(row))
             out.flush()
-            broken += not row.whole
+            kills, broken = kills + row.struck, broken + (not row.whole)
             print(row, flush=True)
     ray.shutdown()
-    print(f"{asked.kills} kills, {broken} runs not whole")
+    print(f"{kills} kills, {broken} runs not whole")
     return 1 if broken else 0
 
 
