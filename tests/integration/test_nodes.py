@@ -58,8 +58,8 @@ def outcome(folder: Path) -> tuple[str, list[str]]:
 
 
 def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
-    """One after the other on one cluster, for its start is the dear part; every run ends with the same bits."""
-    folders = {name: tmp_path / name for name in ("whole", "gone", "cut")}
+    """One after the other on one cluster, for its start is the dear part; with as many ranks as before the bits are the same."""
+    folders = {name: tmp_path / name for name in ("whole", "gone", "cut", "fewer")}
     for folder in folders.values():
         folder.mkdir()
     with nets.Nodes() as nodes:
@@ -89,3 +89,17 @@ def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Pa
         bits, notes = outcome(folders["gone"])
         assert bits == right
         assert any("new ranks went on from round 1" in note for note in notes)
+
+        # The same with leave to go on with fewer ranks: what is left of the cluster holds two of three.
+        third = nodes.add(1)
+        alone = {"groups": 1, "ranks_per_group": 3, "shrink": True, "hang": 20}
+        fewer = Job(nodes, job(tiny_model, tiny_facts, folders["fewer"], **alone))
+        fewer.wait_for("round 2 …")
+        nodes.lose(third)
+        assert fewer.end() == 0, fewer.said()
+        _, notes = outcome(folders["fewer"])
+        assert any("holds 2 rank(s)" in note and "went on with 2 in each (cluster.shrink)" in note for note in notes)
+        lines = (folders["fewer"] / "runs" / "dft" / "metrics.jsonl").read_text().splitlines()
+        ranks = {line["round"]: len(line["memory"]) for line in map(json.loads, lines) if line.get("round")}
+        assert ranks == {1: 3, 2: 2, 3: 2}
+        assert "(cluster.shrink)" in (folders["fewer"] / "runs" / "dft" / "report.html").read_text()
