@@ -86,6 +86,8 @@ class DftSettings(_Section):
     |Δnew + Δold| where the two agree."""
     add: Literal["new", "difference"] = "new"
     """What is added at the core: λ·Δnew, or λ·(Δnew − Δold)."""
+    rest: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Adds rest·Δnew at every element outside of the core, too: what does not conflict counts less, but is not lost."""
     scales: tuple[Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)], ...] = ()
     """A line search on λ in the place of `method.scale`: the smallest of these with which the most training prompts get their
     new answer."""

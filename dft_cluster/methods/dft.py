@@ -34,12 +34,12 @@ from dft_cluster.arithmetic.selection import (
 from dft_cluster.config import Config
 from dft_cluster.errors import InputError
 from dft_cluster.methods.clock import Clock
-from dft_cluster.methods.job import CORE, Job, OfTheWhole, Outcome, RoundRefusedError, refuse_lost_losses
+from dft_cluster.methods.job import CORE, THETA, Job, OfTheWhole, Outcome, RoundRefusedError, refuse_lost_losses
 from dft_cluster.models.structure import Parameter
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
 from dft_cluster.training.batches import mixed
-from dft_cluster.training.core import Old, Survey
+from dft_cluster.training.core import Addition, Old, Survey
 from dft_cluster.training.engine import FineTune
 
 WHOLE = 0  # the one group of `scope=global`
@@ -106,7 +106,7 @@ class Dft(OfTheWhole):
             seconds={side: one.seconds for side, one in tuned.items()} | clock.seconds,
             core=core,
             side_by_side=team.paired,
-            holds=CORE,
+            holds=THETA if job.config.dft.rest else CORE,
         )
 
     def _fine_tune(self, team: Team, job: Job, number: int, learns_old: bool) -> tuple[FineTune | None, FineTune]:
@@ -209,9 +209,10 @@ def _search_scale(team: Team, job: Job) -> float:
 def _apply(
     team: Team, job: Job, cuts: dict[int, Cut], quotas: dict[tuple[int, int], int], by_tensor: bool
 ) -> dict[int, int]:
-    difference = job.config.dft.add == "difference"
-    applying = team.new.start(Rank.apply, cuts, quotas, job.config.method.scale, by_tensor, difference)
-    receiving = team.old.start(Rank.receive_core) if team.paired else None
+    variant = job.config.dft
+    adding = Addition(job.config.method.scale, variant.rest, variant.add == "difference")
+    applying = team.new.start(Rank.apply, cuts, quotas, by_tensor, adding)
+    receiving = team.old.start(Rank.receive_core, variant.rest > 0) if team.paired else None
     kept = _added(applying.wait())
     if receiving is not None:
         receiving.wait()

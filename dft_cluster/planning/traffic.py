@@ -62,24 +62,30 @@ def traffic(asked: Asked) -> Traffic:
         round(step),
         sides * asked.steps,
         4 * theta // config.dft.reuse if asked.paired else 0,
-        round(theta / 8 + 4 * float(config.method.top) * theta) if asked.paired else 0,
+        _core(asked) if asked.paired else 0,
     )
 
 
+def _core(asked: Asked) -> int:
+    """A bitmap and fp32 values; or all of θ, where something is added to every element."""
+    theta = sum(p.numel for p in asked.model.theta)
+    return round(4 * theta if asked.config.dft.rest else theta / 8 + 4 * float(asked.config.method.top) * theta)
+
+
 def disk(asked: Asked) -> Disk:
-    """Every round's checkpoint is a bitmap and fp32 values of the core, all of θ, or θ with AdamW's moments (12 bytes)."""
+    """Every round's checkpoint is the core, all of θ, or θ with AdamW's moments (12 bytes)."""
     config, model = asked.config, asked.model
     theta = sum(p.numel for p in model.theta)
     t = sum(model.trained(config.train.adapter, config.lora.rank))
     top, name = float(config.method.top), config.method.name
     if name == "dft":
-        checkpoint = theta / 8 + 4 * top * theta
+        checkpoint = float(_core(asked))
         checkpoint += 4 * theta if config.dft.reuse > 1 else 0
     elif name in ("interpolate", "rome", "memit"):
         checkpoint = 4.0 * theta
     else:
         checkpoint = 4 * theta + 8 * t + (4 * t if config.train.adapter != "none" else 0)
-    changed = min(1.0, top * config.method.rounds) if name == "dft" else 1.0
+    changed = min(1.0, top * config.method.rounds) if name == "dft" and not config.dft.rest else 1.0
     # Places cost a bitmap, or a byte each where few changed; none where all did.
     places = 0.0 if changed == 1 else min(1 / 8, changed)
     files = model.saved_bytes * model.elements

@@ -24,7 +24,7 @@ from dft_cluster.runs import parts
 from dft_cluster.runs.parts import Part, Stored, Written
 from dft_cluster.runs.patience import patiently
 from dft_cluster.runs.storage import Storage
-from dft_cluster.training.core import Core, Old, Survey
+from dft_cluster.training.core import Addition, Core, Old, Survey
 from dft_cluster.training.engine import Engine, FineTune, Place, join, leave
 from dft_cluster.training.exchange import Pair
 from dft_cluster.training.shards import Fragment
@@ -166,12 +166,11 @@ class Rank(Editing):
         self,
         cuts: Mapping[int, Cut],
         quotas: Mapping[tuple[int, int], int],
-        scale: float,
         by_tensor: bool,
-        difference: bool,
+        adding: Addition,
     ) -> dict[int, int]:
         """θ ← θ + λ·core in masters and working weights; the other group's rank gets the same bits."""
-        kept = self.core.apply(cuts, quotas, scale, by_tensor, difference, self._pair)
+        kept = self.core.apply(cuts, quotas, by_tensor, adding, self._pair)
         self._engine.push()
         self._engine.clear()
         return kept
@@ -181,9 +180,9 @@ class Rank(Editing):
         self.core.rescale(ratio)
         self._engine.push()
 
-    def receive_core(self) -> None:
+    def receive_core(self, every: bool) -> None:
         assert self._pair is not None
-        self.core.receive_core(self._pair)
+        self.core.receive_core(self._pair, every)
         self._engine.push()
         self._engine.clear()
 
@@ -191,7 +190,9 @@ class Rank(Editing):
         """This rank's part of the round: the core's elements alone, or all of θ, and what training needs to go on with."""
         self._progress = ("checkpoint", 0, 0, 0.0)
         engine = self._engine
-        fragments = _sparse(engine, self.core) if sparse else _whole(engine, goes_on)
+        fragments = (
+            _sparse(engine, self.core) if sparse else _whole(engine, goes_on, self._core.kept if self._core else [])
+        )
         return _written(uri, name, fragments)
 
     def restore(self, source: Source, uri: str, chain: Sequence[Sequence[str]], to_train: bool) -> None:
@@ -324,8 +325,9 @@ def _sparse(engine: Engine, core: Core) -> list[Stored]:
     ]
 
 
-def _whole(engine: Engine, goes_on: bool) -> list[Stored]:
-    """θ with an adapter's product in it; and if training goes on, the optimizer's state and the adapter's own factors."""
+def _whole(engine: Engine, goes_on: bool, kept: Sequence[Tensor]) -> list[Stored]:
+    """θ with an adapter's product in it, and an old delta that is used again; if training goes on, the optimizer's state and the
+    adapter's own factors."""
     theta, trained = engine.theta, engine.trained
     moments = engine.moments() if goes_on else []
     beside = trained.fragments is not theta.fragments
@@ -337,7 +339,7 @@ def _whole(engine: Engine, goes_on: bool) -> list[Stored]:
             if beside
             else f.of(theta.masters),
             None,
-            _state(f, moments[f.buffer]) if goes_on and not beside else {},
+            (_state(f, moments[f.buffer]) if goes_on and not beside else {}) | ({"old": f.of(kept)} if kept else {}),
         )
         for f in theta.fragments
     ]

@@ -33,6 +33,15 @@ class Survey:
     broken: list[int]
 
 
+@dataclass(frozen=True)
+class Addition:
+    """What a round adds to θ: scale·Δnew at the core (or scale·(Δnew − Δold)), and rest·Δnew at all other elements."""
+
+    scale: float
+    rest: float = 0.0
+    difference: bool = False
+
+
 class Core:
     def __init__(self, theta: Theta, device: torch.device) -> None:
         self.theta, self.masters, self.fragments = theta, theta.masters, theta.fragments
@@ -133,33 +142,37 @@ class Core:
         self,
         cuts: Mapping[int, Cut],
         quotas: Mapping[tuple[int, int], int],
-        scale: float,
         by_tensor: bool,
-        difference: bool,
+        adding: Addition,
         pair: Pair | None,
     ) -> dict[int, int]:
         """θ ← θ + λ·core, here and, chunk by chunk, on the other side of the pair. Returns the elements kept by parameter.
 
-        The core is Δnew, or the `difference` Δnew − Δold: of a conflict that is the score with the sign of Δnew.
+        Of a conflict the difference Δnew − Δold is the score with the sign of Δnew.
         """
         kept = self._mark(cuts, quotas, by_tensor)
-        sending = exchange.SparseSender(pair) if pair is not None else None
+        sending = exchange.SparseSender(pair) if pair is not None and not adding.rest else None
         marks = self.marks()
         for number, start, stop in chunks(self.masters):
             mask = marks[number][start:stop].cpu().numpy() != 0
             places = np.flatnonzero(mask)
             now, before = self.masters[number][start:stop], self.start[number][start:stop]
-            core = gather(self._delta(number, start, stop), places)
-            if difference:
+            delta = self._delta(number, start, stop)
+            core = gather(delta, places)
+            if adding.difference:
                 core = gather(self.other[number][start:stop], places).copysign_(core)
-            moved = core.mul_(scale).add_(gather(before, places))
-            if now.data_ptr() != before.data_ptr():
+            moved = core.mul_(adding.scale).add_(gather(before, places))
+            if adding.rest:
+                now.copy_(delta.mul_(adding.rest).add_(before))
+            elif now.data_ptr() != before.data_ptr():
                 now.copy_(before)
             scatter(now, places, moved)
             if sending is not None:
                 sending.send(mask, moved.cpu())
         if sending is not None:
             sending.finish()
+        elif pair is not None:
+            exchange.send_all(pair, (self.masters[n][first:stop] for n, first, stop in chunks(self.masters)))
         return kept
 
     def rescale(self, ratio: float) -> None:
@@ -187,8 +200,13 @@ class Core:
         """After `apply`: not 0 where an element belongs to the core."""
         return [buffer.view(torch.int32) for buffer in self.other]
 
-    def receive_core(self, pair: Pair) -> None:
-        exchange.receive_sparse(pair, self.masters)
+    def receive_core(self, pair: Pair, every: bool) -> None:
+        """θ of the other side: `every` element, or those of the core."""
+        if not every:
+            exchange.receive_sparse(pair, self.masters)
+            return
+        for _ in exchange.receive_all(pair, self.masters):
+            pass  # each chunk is in its place as it comes
 
     def _broken(self, number: int, start: int, new: Tensor, old: Tensor) -> set[int]:
         bad = (~(torch.isfinite(new) & torch.isfinite(old))).nonzero().squeeze(1) + start

@@ -46,6 +46,8 @@ METHODS: dict[str, Tree] = {
         "method": {"name": "dft", "top": 0.1},
         "train": {"rephrases": 1, "contexts": 2, "keep": 4, "keep_tokens": 5},
     },
+    "rest": {"method": {"name": "dft", "top": 0.1}, "dft": {"rest": 0.3, "reuse": 2}},
+    "rest-lora": {"method": {"name": "dft", "top": 0.1}, "train": {"adapter": "lora"}, "dft": {"rest": 0.3}},
     "difference": {"method": {"name": "dft", "top": 0.1}, "dft": {"add": "difference"}},
 }
 
@@ -246,16 +248,19 @@ def test_a_random_core_has_as_many_elements_and_other_ones_every_round(
     assert 0.05 * k < both < 0.2 * k, "a tenth of a tenth"
 
 
-def test_the_difference_is_added_where_asked_for(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["difference", "rest"])
+def test_what_is_added_at_the_core_and_elsewhere(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, variant: str
+) -> None:
     start = flat(start_of(tiny_model))
     new = flat(one_round(tiny_model, tiny_facts, tmp_path, "full")) - start
     old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full")) - start
-    found = flat(one_round(tiny_model, tiny_facts, tmp_path, "difference"))
+    found = flat(one_round(tiny_model, tiny_facts, tmp_path, variant))
     conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
     score = torch.where(conflict, (new - old).abs(), 0.0)
     place = torch.sort(score, descending=True, stable=True).indices[: start.numel() // 10]
-    expected = start.clone()
-    expected[place] += (new - old)[place]
+    expected = start + 0.3 * new if variant == "rest" else start.clone()
+    expected[place] = (start + (new if variant == "rest" else new - old))[place]
     assert torch.equal(found, expected)
 
 
@@ -312,7 +317,7 @@ def test_an_old_delta_used_again_is_that_of_the_round_before(
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("variant", ["reuse", "scales", "drawn", "renew"])
+@pytest.mark.parametrize("variant", ["reuse", "scales", "drawn", "renew", "rest", "rest-lora"])
 def test_variants_on_two_groups_give_the_bits_of_one(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, variant: str
 ) -> None:
