@@ -91,6 +91,8 @@ class DftSettings(_Section):
     scales: tuple[Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)], ...] = ()
     """A line search on λ in the place of `method.scale`: the smallest of these with which the most training prompts get their
     new answer."""
+    old_epochs: Count | None = None
+    """Epochs of the fine-tune on the old answers, whose delta says where the two conflict; none: `train.epochs`."""
     reuse: Count = 1
     """Learn the old answers only in every n-th round, and use their delta again in between (4 more bytes an element)."""
     renew: bool = False

@@ -60,9 +60,9 @@ class Dft(OfTheWhole):
             raise InputError(
                 "dft.scales: a line search needs θ of the round's start, which an adapter does not keep; right would be none"
             )
-        if not self.contrasts and (variant.reuse > 1 or variant.renew):
+        if not self.contrasts and (variant.reuse > 1 or variant.renew or variant.old_epochs):
             raise InputError(
-                f"dft.reuse, dft.renew: dft.mask={variant.mask} does without the old answers; leave them out"
+                f"dft.reuse, dft.renew, dft.old_epochs: dft.mask={variant.mask} does without the old answers; leave them out"
             )
         if method.of == "conflicts":
             return
@@ -114,15 +114,16 @@ class Dft(OfTheWhole):
         if not learns_old:
             new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
             return None, new
-        taught = job.says_now(team) if job.config.dft.renew else job.old
+        variant = job.config.dft
+        taught = job.says_now(team) if variant.renew else job.old
         if team.paired:
             both = (
-                team.old.start(Rank.fine_tune, taught, job.pad, number, "old"),
+                team.old.start(Rank.fine_tune, taught, job.pad, number, "old", variant.old_epochs),
                 team.new.start(Rank.fine_tune, job.new, job.pad, number, "new"),
             )
             (old, *_), (new, *_) = (pending.wait() for pending in both)
             return old, new
-        old, *_ = team.old.call(Rank.fine_tune, taught, job.pad, number, "old")
+        old, *_ = team.old.call(Rank.fine_tune, taught, job.pad, number, "old", variant.old_epochs)
         team.old.call(Rank.hold)
         new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
         return old, new

@@ -160,5 +160,5 @@ def groups(asked: Asked, capacity: Capacity) -> str:
         f"{'' if fits_two else ', which does not fit'}, moves {(moved.deltas + moved.core) / GIB:.2f} GiB between the groups, "
         f"and takes {two.steps} steps a round, both sides at once; groups=1 ({one.world} in one) needs "
         f"{memory.of_fullest(one, place).of(place) / GIB:.1f} GiB{'' if fits_one else ', which does not fit'}, moves nothing "
-        f"between groups, and takes {2 * one.steps} steps one after the other, each over twice as many ranks"
+        f"between groups, and takes {one.steps} steps one after the other, each over twice as many ranks"
     )

@@ -75,9 +75,11 @@ class Asked:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of one fine-tune."""
-        train = self.config.train
-        return train.epochs * -(-max(map(len, self.sides), default=0) // train.batch)
+        """Optimizer steps that a rank takes in a round, one after the other: of old and new where they are not side by side."""
+        train, old = self.config.train, self.config.dft.old_epochs
+        epochs = [old or train.epochs, train.epochs] if self.contrasts else [train.epochs]
+        together = max(epochs) if self.paired else sum(epochs)
+        return together * -(-max(map(len, self.sides), default=0) // train.batch)
 
     @cached_property
     def shapes(self) -> list[Shape]:

@@ -22,7 +22,7 @@ class Seconds:
 
     step: float
     steps: int
-    """Steps of a round, one after the other: of old and new where they are not side by side."""
+    """Steps of a round, one after the other."""
     batch: float
     batches: int
     """Batches of probes of the busiest rank."""
@@ -67,5 +67,4 @@ def calibrate(
     began = time.perf_counter()
     team.everyone.each(Rank.predict, [(share, pad) for share in shares])
     each = (time.perf_counter() - began) / max(1, len(shares[0]))
-    one_after_the_other = len(sides) if not team.paired else 1
-    return Seconds(step, one_after_the_other * steps, each, -(-len(laid) // team.everyone.size))
+    return Seconds(step, steps, each, -(-len(laid) // team.everyone.size))

@@ -57,10 +57,9 @@ def traffic(asked: Asked) -> Traffic:
     else:
         # Stage 2 adds gradients up after each micro-batch, stage 1 once.
         step = part * ((passes if config.train.zero_stage == 2 else 1) * 2 * 4 * t + b * t)
-    sides = 2 if asked.contrasts and not asked.paired else 1
     return Traffic(
         round(step),
-        sides * asked.steps,
+        asked.steps,
         4 * theta // config.dft.reuse if asked.paired else 0,
         _core(asked) if asked.paired else 0,
     )

@@ -39,7 +39,7 @@ METHODS: dict[str, Tree] = {
     "random": {"method": {"name": "dft", "top": 0.1}, "dft": {"mask": "random"}},
     "new": {"method": {"name": "dft", "top": 0.1}, "dft": {"mask": "new"}},
     "same": {"method": {"name": "dft", "top": 0.1}, "dft": {"mask": "same"}},
-    "reuse": {"method": {"name": "dft", "top": 0.1}, "dft": {"reuse": 2}},
+    "reuse": {"method": {"name": "dft", "top": 0.1}, "dft": {"reuse": 2, "old_epochs": 1}},
     "scales": {"method": {"name": "dft", "top": 0.1}, "dft": {"scales": [0.5, 1, 2]}},
     "renew": {"method": {"name": "dft", "top": 0.1}, "dft": {"renew": True}},
     "drawn": {
@@ -311,8 +311,9 @@ def test_an_old_delta_used_again_is_that_of_the_round_before(
 ) -> None:
     record = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "reuse", method={"rounds": 3}))
     assert [sorted(line["loss"]) for line in record.rounds[1:]] == [["new", "old"], ["new"], ["new", "old"]]
+    assert 2 * len(record.rounds[1]["loss"]["old"]) == len(record.rounds[1]["loss"]["new"]), "one epoch of two"
     zero, one, two = (flat(theta(record, tiny_model, n)) for n in range(3))
-    old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full")) - zero
+    old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full", train={"epochs": 1})) - zero
     assert ((two - one)[two != one] * old[two != one] <= 0).all(), "round 2 conflicts with the delta of round 1"
 
 
@@ -355,7 +356,7 @@ def test_a_line_search_takes_the_smallest_of_the_best(tiny_model: Path, tiny_fac
         ("f_learning", {"train": {"adapter": "lora"}}, "f_learning.forget=lora"),
         ("f_learning", {"method": {"rounds": 1}}, "at least 2"),
         ("new", {"dft": {"add": "difference"}}, "dft.mask is new"),
-        ("random", {"dft": {"reuse": 2}}, "does without the old answers"),
+        ("random", {"dft": {"reuse": 2, "old_epochs": 1}}, "does without the old answers"),
         ("dft-lora", {"dft": {"scales": [1, 2]}}, "dft.scales: a line search"),
     ],
 )

@@ -31,6 +31,18 @@ def test_one_group_moves_nothing_between_groups_and_takes_both_sides_steps() -> 
     assert alone.steps == 2 * 8
 
 
+def test_old_answers_learnt_for_fewer_epochs_take_fewer_steps() -> None:
+    fewer = {"train": {"epochs": 4}, "dft": {"old_epochs": 1}}
+    alone = traffic(asked(llama_7b(), config(cluster={"groups": 1, "ranks_per_group": 8}, **fewer)))
+    paired = traffic(asked(llama_7b(), config(cluster={"ranks_per_group": 4}, **fewer)))
+    assert (alone.steps, paired.steps) == ((1 + 4) * 8, 4 * 8)
+
+
+def test_what_is_added_everywhere_is_sent_and_written_whole() -> None:
+    job = asked(llama_7b(), config(cluster={"ranks_per_group": 4}, dft={"rest": 0.3}))
+    assert (traffic(job).core, disk(job).checkpoint) == (4 * N, 4 * N)
+
+
 def test_one_rank_alone_sends_nothing() -> None:
     assert traffic(asked(llama_7b(), config())).step == 0
 
