@@ -110,10 +110,13 @@ def harmonic(values: Iterable[float | None]) -> float:
 def at_level(trajectory: Sequence[Point], level: float) -> Point | None:
     """Where reliability first passes `level`: between the first two measured rounds that bracket it, on the straight line.
 
-    None where no two rounds do (never extrapolated): `level` is above all rounds, or below the first one.
+    A first round that passes it counts as it is: between the untouched model and that round nothing was measured, and half of
+    a round cannot be had. None where no two rounds do (never extrapolated): `level` is above all rounds, or below the first one.
     """
     for before, after in pairwise(trajectory):
         if before.reliability <= level <= after.reliability:
+            if before.round == 0 and before.reliability < level:
+                return after
             span = after.reliability - before.reliability
             part = (level - before.reliability) / span if span else 0.0
             return Point(

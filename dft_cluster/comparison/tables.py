@@ -135,7 +135,8 @@ def _levels(found: Json, model: str, data: str) -> Table:
         rows.append(row)
     note = (
         f"{found['on']} match; on the straight line between the first two measured rounds that bracket the reliability, "
-        f"seed by seed; never extrapolated; in brackets how many times these device-seconds {found['reference']} takes"
+        f"seed by seed (a first round that passes it counts as it is); never extrapolated; in "
+        f"brackets how many times these device-seconds {found['reference']} takes"
     )
     return Table(f"levels-{data}", f"At equal reliability, {data}", note, columns, rows)
 

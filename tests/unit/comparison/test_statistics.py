@@ -43,6 +43,10 @@ def test_a_level_is_met_on_the_line_between_the_first_rounds_that_bracket_it():
     assert (later.round, later.cost, later.generality, later.locality) == (5, 19.0, 71.0, 72.0)
 
 
+def test_a_first_round_counts_as_it_is():
+    assert at_level(TRAJECTORY, 50.0) == TRAJECTORY[1]
+
+
 def test_a_level_that_a_round_has_is_that_round():
     assert at_level(TRAJECTORY, 90.0).cost == 12.0
     flat = [Point(0, 0.0, 50.0, 1.0, 2.0), Point(1, 1.0, 50.0, 3.0, 4.0)]
@@ -57,7 +61,7 @@ def test_nothing_is_extrapolated():
 
 
 def test_a_metric_that_was_not_measured_stays_unknown():
-    met = at_level([Point(0, 0.0, 0.0, None, 100.0), Point(1, 2.0, 100.0, None, 50.0)], 50.0)
+    met = at_level([Point(1, 0.0, 0.0, None, 100.0), Point(2, 2.0, 100.0, None, 50.0)], 50.0)
     assert (met.generality, met.locality) == (None, 75.0)
 
 
