@@ -76,7 +76,6 @@ class Soak:
     def harm(self, number: int, seed: int) -> Row:
         chance = random.Random(f"{seed}-{number}")
         how, moment, name = chance.choice(HOWS), chance.uniform(0, 0.9 * self.span), f"harmed-{number}"
-        said = ""
         with self._driver(name) as driver:
             _ranks(driver)
             first = time.monotonic()
@@ -91,17 +90,16 @@ class Soak:
                 driver.kill()
             elif struck:
                 chance.choice(ranks).send_signal(signal.SIGKILL if how == "kill rank" else signal.SIGSTOP)
-            code = _ended(driver)
+            code, said = _ended(driver), _read(driver)
         if struck and how == "kill driver":
             with self._driver(name) as driver:
-                code = _ended(driver)
-                said = _read(driver)
+                code, said = _ended(driver), _read(driver)
         took = time.monotonic() - began
         lost = [one for one, digest in before.items() if self._finished(name).get(one) != digest]
         if code is None:
             said = f"hangs after {LIMIT:.0f} s"
         elif code != 0:
-            said = f"exit code {code}: {said or _read(driver)}"[-300:]
+            said = f"exit code {code}: {said[-600:]}"
         elif lost:
             said = f"lost finished rounds: {', '.join(lost)}"
         elif self._outcome(name) != self.right:
