@@ -122,6 +122,8 @@ class FLearningSettings(_Section):
 
     scale: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 0.1
     """λ: how much of the old delta is taken away."""
+    epochs: Count | None = None
+    """Epochs of the fine-tune on the old answers, to be forgotten; none: `train.epochs`."""
     forget: Literal["full", "lora"] = "full"
     """How the old answers are learnt, to be forgotten."""
     learn: Literal["full", "lora"] = "full"
@@ -332,6 +334,10 @@ def impossible(config: Config) -> Iterable[str]:
     train, facts = config.train, config.facts
     if config.method.name == "lora" and train.adapter != "lora":
         yield f"train.adapter: method.name=lora is plain fine-tuning of an adapter (it is {train.adapter}); leave it out"
+    if config.method.layers != "auto" and config.method.name not in (*ONE_ROUND, "ft_c"):
+        yield f"method.layers: goes with rome, memit and ft_c (the method is {config.method.name}); leave it out"
+    if config.dft.scales and config.dft.rest:
+        yield "dft.rest: a line search (dft.scales) moves all that was added; leave one of them out"
     if config.method.name in ONE_ROUND and config.method.rounds > 1:
         yield f"method.rounds: {config.method.name} is done in one round (it is {config.method.rounds}); leave it out"
     if train.offload == "all" and train.zero_stage != 3:

@@ -76,16 +76,22 @@ class Covariance:
         return mean + torch.eye(len(mean), dtype=mean.dtype, device=mean.device) * (mean.trace() / self.tokens)
 
 
+def refuse_missing(source: str) -> None:
+    """A source that names a file must be one; else it is the facts' prompts, or a hub data set."""
+    file = Path(source)
+    if (file.suffix in {".txt", ".md"} or file.is_absolute()) and not file.is_file():
+        raise InputError(f"editing.covariance: no file {source}; right would be facts, a text file or a hub data set")
+
+
 def text_for(source: str, split: str, samples: int, prompts: Sequence[Row], layout: Layout) -> Text:
     """The first texts of the facts' prompts, of a file (parted by blank lines) or of a hub data set's `text` column."""
     if source == FACTS:
         found = [Passage(row.ids[: row.start], row.at) for row in prompts[:samples]]
         return Text(found, f"{len(found)} of the facts' prompts, bare and behind sampled prefixes")
+    refuse_missing(source)
     file = Path(source)
     if file.is_file():
         texts = [part.strip() for part in file.read_text(encoding="utf-8").split("\n\n")]
-    elif file.suffix in {".txt", ".md"} or file.is_absolute():
-        raise InputError(f"editing.covariance: no file {source}; right would be facts, a text file or a hub data set")
     else:
         texts = _from_hub(source, split, samples)
     bare = Layout(layout.tokenizer, "plain", eos=False)

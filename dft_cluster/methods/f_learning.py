@@ -2,8 +2,8 @@
 
     θ' = θ − λ·(FT{θ, K_old} − θ)        θ* = FT{θ', K_new}
 
-Round 1 forgets; every later round is `train.epochs` epochs of one fine-tune on the new answers. Forgetting and learning
-may each train all weights or an adapter, whose product then stands for the delta.
+Round 1 forgets, for `f_learning.epochs`; every later round is `train.epochs` epochs of one fine-tune on the new answers.
+Forgetting and learning may each train all weights or an adapter, whose product then stands for the delta.
 """
 
 from dft_cluster.config import Config
@@ -41,7 +41,7 @@ class FLearning(OfTheWhole):
             outcome.holds = Holds(sparse=False, alone=alone, goes_on=True)
             return outcome
         team.everyone.call(Rank.keep)
-        old, *_ = team.everyone.call(Rank.fine_tune, job.old, job.pad, number, "old")
+        old, *_ = team.everyone.call(Rank.fine_tune, job.old, job.pad, number, "old", job.config.f_learning.epochs)
         refuse_lost_losses(number, old=old)
         team.everyone.call(Rank.shift, -job.config.f_learning.scale)
         return Outcome({"old": old.losses}, {"old": old.tokens}, {"old": old.seconds}, holds=THETA)

@@ -358,6 +358,9 @@ def test_a_line_search_takes_the_smallest_of_the_best(tiny_model: Path, tiny_fac
         ("new", {"dft": {"add": "difference"}}, "dft.mask is new"),
         ("random", {"dft": {"reuse": 2, "old_epochs": 1}}, "does without the old answers"),
         ("dft-lora", {"dft": {"scales": [1, 2]}}, "dft.scales: a line search"),
+        ("scales", {"dft": {"rest": 0.3}}, "leave one of them out"),
+        ("full", {"method": {"layers": [0]}}, "method.layers: goes with rome, memit and ft_c"),
+        ("memit", {"editing": {"covariance": "/nowhere/text.txt"}}, "editing.covariance: no file"),
     ],
 )
 def test_what_cannot_be(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, more: Tree, said: str) -> None:
