@@ -74,7 +74,7 @@ def test_a_combination_is_not_blamed_on_a_key_that_is_wrong_itself():
         ({"trian": {}}, "train"),
         ({"Train": {}}, "train"),
         ({"lr": 1}, "train.lr or editing.lr"),
-        ({"epochs": 1}, "warmup.epochs or train.epochs"),
+        ({"epochs": 1}, "warmup.epochs or train.epochs or f_learning.epochs"),
     ],
 )
 def test_an_unknown_key_comes_with_the_nearest_right_name(tree, right):
