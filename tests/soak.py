@@ -9,7 +9,6 @@ bits of one that was never harmed, and every round that was finished before the 
 import argparse
 import csv
 import itertools
-import json
 import os
 import random
 import signal
@@ -20,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -42,8 +42,10 @@ class Row:
     number: int
     seed: int
     how: str
+    during: int
+    """The round at whose beginning time was counted from; 0: when its ranks were there."""
     moment: float
-    """Seconds after its ranks were there."""
+    """Seconds from then on."""
     struck: bool
     """Whether there was still something to harm; what came too late is no kill."""
     finished_before: int
@@ -61,27 +63,25 @@ class Soak:
         self.model, self.facts = tiny.model(folder / "model"), tiny.facts_file(folder)
         self.config = folder / "job.yaml"
         settings = runs.config(
-            self.model, self.facts, folder / "runs", method={"rounds": ROUNDS}, train={"epochs": 8},
+            self.model, self.facts, folder / "runs", method={"rounds": ROUNDS}, train={"epochs": 24},
             cluster={"address": self.address, "groups": 2, "threads": 1, "hang": 10},
         )  # fmt: skip
         self.config.write_text(yaml.safe_dump(settings.to_json()))
         for name in ("cold", "whole"):  # the second one is as quick as those that are harmed
             with self._driver(name) as driver:
-                _ranks(driver)
-                first = time.monotonic()
+                began = [self._begun(driver, number) for number in range(ROUNDS + 1)]
                 assert driver.wait(LIMIT) == 0, _read(driver)
-            self.span = time.monotonic() - first
+        self.spans = [after - before for before, after in pairwise([*began, time.monotonic()])]
+        self.spans[-1] = min(self.spans[-2:])  # what comes after the last round has no ranks any more
         self.right = self._outcome("whole")
 
     def harm(self, number: int, seed: int) -> Row:
         chance = random.Random(f"{seed}-{number}")
-        how, moment, name = chance.choice(HOWS), chance.uniform(0, 0.9 * self.span), f"harmed-{number}"
+        how, during, name = chance.choice(HOWS), chance.randint(0, ROUNDS), f"harmed-{number}"
+        moment = chance.random() * self.spans[during]
         with self._driver(name) as driver:
-            _ranks(driver)
-            first = time.monotonic()
+            self._begun(driver, during)
             ended = _ended(driver, moment) is not None
-            if ended:  # quicker than the one it was measured by
-                self.span = min(self.span, time.monotonic() - first)
             ranks = _ranks(driver)
             struck = not ended and bool(ranks)
             before = self._finished(name)
@@ -107,16 +107,34 @@ class Soak:
         else:
             said = ""
         return Row(
-            number, seed, how, round(moment, 2), struck, len(before), round(took, 1), not said, said.replace("\n", " ")
+            number,
+            seed,
+            how,
+            during,
+            round(moment, 2),
+            struck,
+            len(before),
+            round(took, 1),
+            not said,
+            said.replace("\n", " "),
         )
+
+    def _begun(self, driver: subprocess.Popen[str], number: int) -> float:
+        """When a round of the run began; with 0, when its ranks were there."""
+        until = time.monotonic() + LIMIT
+        while not (_ranks(driver) if number == 0 else f"round {number} …" in _read(driver)):
+            if driver.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"round {number} never began: {_read(driver)}")
+            time.sleep(0.02)
+        return time.monotonic()
 
     def _outcome(self, name: str) -> str:
         return inspect(self.folder / "runs" / name / "patch.safetensors").result_fingerprint
 
     def _finished(self, name: str) -> dict[str, str]:
-        """The rounds whose manifest stands, with what it says."""
+        """The rounds whose manifest stands, with all it says: the seconds that a round took tell it from one done again."""
         manifests = (self.folder / "runs" / name / "checkpoints").glob("round-*/manifest.json")
-        return {file.parent.name: _parts(file) for file in manifests}
+        return {file.parent.name: file.read_text() for file in manifests}
 
     @contextmanager
     def _driver(self, name: str) -> Iterator[subprocess.Popen[str]]:
@@ -129,10 +147,6 @@ class Soak:
             finally:
                 driver.kill()
                 driver.wait()
-
-
-def _parts(manifest: Path) -> str:
-    return json.dumps(json.loads(manifest.read_text())["parts"])
 
 
 def _title(process: psutil.Process) -> str:

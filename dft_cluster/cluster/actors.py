@@ -8,10 +8,11 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
 import torch
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dft_cluster.cluster import secrets
+from dft_cluster.errors import InputError
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import LostRankError
 from dft_cluster.runs.console import Progress
@@ -75,14 +76,18 @@ class Waiting(Generic[T]):
         name = self._group.names[self._references.index(reference)]
         try:
             return ray.get(reference)  # type: ignore[no-any-return]
-        except (ActorDiedError, ActorUnavailableError) as error:
-            raise LostRankError(f"rank {name} died during {self._verb}: {str(error).splitlines()[0]}") from error
         except RayTaskError as error:
             cause = error.cause
             if _of_communication(cause):
                 gone = self._group.watch.gone(GRACE) or f"rank {name} lost its connection"
                 raise LostRankError(f"{gone} during {self._verb}: {str(cause).splitlines()[0]}") from error
             raise cause from error
+        except RayActorError as error:
+            if error.actor_init_failed:  # a new one would fail alike
+                raise InputError(f"rank {name} could not be started: {str(error).splitlines()[-1]}") from error
+            raise LostRankError(f"rank {name} died during {self._verb}: {str(error).splitlines()[0]}") from error
+        except RayError as error:  # its node, or what it answered, is gone
+            raise LostRankError(f"rank {name} is lost during {self._verb}: {str(error).splitlines()[0]}") from error
 
 
 def _of_communication(cause: BaseException) -> bool:
@@ -125,7 +130,7 @@ class Watch:
             del self._asked[name]
             try:
                 seen[name] = ray.get(reference)
-            except (ActorDiedError, ActorUnavailableError):
+            except RayError:
                 continue  # the verb's own answer says so, with the reason
             self._answered[name] = now
             if seen[name] != self._moved[name][0]:

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
+from dft_cluster.cluster import secrets
 from dft_cluster.cluster.command import FAILED, OK, absolute, checked, parser, watched
 from dft_cluster.comparison.loading import load
 from dft_cluster.comparison.settings import CompareSettings, config_of, sections
 from dft_cluster.comparison.split import Split
+from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 
 
@@ -18,12 +21,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         settings = load(asked.config, asked.overrides)
+        for file in sorted({one for one in _secrets(settings) if one}):
+            secrets.load(file)
         settings = settings.model_copy(
             update={"run": settings.run.model_copy(update={"dir": absolute(settings.run.dir)})}
         )
         return _check(settings) if asked.check else _run(settings)
 
     return checked(work)
+
+
+def _secrets(settings: CompareSettings) -> Iterator[str | None]:
+    """`cluster.secrets` of every run."""
+    for model, data, method in product(settings.models, settings.data, settings.methods):
+        yield validate(sections(settings, model, data, method)).cluster.secrets
 
 
 def _check(settings: CompareSettings) -> int:

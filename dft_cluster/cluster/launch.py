@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -124,12 +125,19 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
     """
     settings = config.cluster
     until = time.monotonic() + settings.wait
+    asked = False
     while (there := holds(_totals(), need := _share(config, groups * ranks))) < groups * ranks:
         left = until - time.monotonic()
         if left <= 0:
             break
         console.phase(f"waiting for room: {_missing(groups, ranks, need, there)}; {left:.0f} s left (cluster.wait)")
+        request_resources(
+            bundles=[need.bundle()] * groups * ranks
+        )  # an autoscaler starts nodes for it, where there is one
+        asked = True
         time.sleep(min(left, WAIT_POLL))
+    if asked:
+        request_resources(bundles=[])
     if there >= groups * ranks:
         return groups, ranks, need, []
     missing = _missing(groups, ranks, need, there)
@@ -168,7 +176,7 @@ def _share(config: Config, ranks: int) -> Need:
     there = ray.cluster_resources()
     gpus = config.cluster.gpus_per_rank
     gpus = (1.0 if there.get("GPU", 0.0) else 0.0) if gpus is None else gpus
-    return Need(min(1.0, int(1000 * there.get("CPU", 1.0) / ranks) / 1000), gpus)
+    return Need(min(1.0, int(1000 * there.get("CPU", 0.0) / ranks) / 1000) or 1.0, gpus)
 
 
 def threads_of(config: Config, ranks: int, need: Need) -> int:

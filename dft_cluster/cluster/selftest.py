@@ -5,6 +5,7 @@ The ranks are placed as the config says (groups, ranks_per_group, gpus_per_rank)
 
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ class _Trial:
 
         disable_progress_bar()
         self.config, self.scratch, self.console = config, scratch, console
-        self.storage = Storage(config.run.dir).below(NAME)
+        # No run can bear such a name, so nobody's run is taken for it and removed.
+        self.storage = Storage(config.run.dir).below(f".{NAME}-{uuid.uuid4().hex[:8]}")
         self.groups, self.ranks, self.need, self.notes = room(
             config, config.cluster.groups, config.cluster.ranks_per_group, console
         )

@@ -14,5 +14,5 @@ def test_random_harm_never_loses_a_round_or_a_bit(tmp_path: Path) -> None:
     soak = Soak(tmp_path)
     rows = [soak.harm(number, seed=7) for number in range(KILLS)]
     assert [row for row in rows if not row.whole] == []
-    assert sum(row.struck for row in rows) >= KILLS - 2, "nearly all of them met a run at work"
+    assert sum(row.struck for row in rows) >= KILLS - 3, "nearly all of them met a run at work"
     assert {row.how for row in rows} == {"kill rank", "stop rank", "kill driver"}
