@@ -1,11 +1,14 @@
 """Ranks that are lost: new ones go on from the last finished round, and the end is the same to the bit."""
 
+import json
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.experimental.internal_kv import _internal_kv_get
 
 from dft_cluster.errors import InputError
 from dft_cluster.methods.job import RunFailedError
@@ -95,3 +98,20 @@ def test_waiting_for_room_is_said_and_ends(tiny_model: Path, tiny_facts: Path, t
     with pytest.raises(InputError, match="the cluster holds 0"):
         runs.on_cluster(config, said.append)
     assert any("waiting for room" in line and "s left (cluster.wait)" in line for line in said)
+
+
+def test_an_autoscaler_is_asked_for_room_while_a_run_waits_and_no_longer(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    asked: list[list[dict[str, float]]] = []
+
+    def say(_line: str) -> None:
+        asked.append(json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"[]"))
+
+    config = settings(tiny_model, tiny_facts, tmp_path, "large", gpus_per_rank=1, wait=7)
+    with pytest.raises(InputError, match="the cluster holds 0"):
+        runs.on_cluster(config, say)
+    say("after it")
+    world = config.cluster.groups * config.cluster.ranks_per_group
+    assert asked[-2:-1] == [[{"CPU": 1.0, "GPU": 1.0}] * world]
+    assert asked[-1] == []
