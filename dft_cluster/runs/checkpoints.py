@@ -1,6 +1,7 @@
 """Finished rounds: parts written by every rank, and a manifest written last, which makes them count."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,10 @@ class Checkpoints:
             return f"its manifest cannot be read ({error!r})"
         if finished.number != number or not parts:
             return f"its manifest is that of round {finished.number} with {len(parts)} parts"
+        if strange := [
+            part.name for part in parts if not re.fullmatch(rf"{self.folder(number)}/[\w-]+\.safetensors", part.name)
+        ]:
+            return f"its manifest names {strange[0]!r}, which is no part of it"
         for part in parts:
             size = self.run.size(part.name)
             if size != part.size:

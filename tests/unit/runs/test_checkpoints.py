@@ -83,6 +83,10 @@ def broken(storage, how):
             )
         case "no parts":
             storage.write_json(manifest, storage.read_json(manifest) | {"parts": []})
+        case "a part elsewhere":
+            told = storage.read_json(manifest)
+            told["parts"][0]["name"] = "checkpoints/round-0002/../../../stolen.safetensors"
+            storage.write_json(manifest, told)
         case "another round's":
             storage.write(manifest, storage.read("checkpoints/round-0001/manifest.json"))
         case "cut short":
@@ -101,7 +105,8 @@ def broken(storage, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["no manifest", "half a manifest", "garbage", "a list", "null", "another form", "no outcome", "no parts", "another round's",
+    ["no manifest", "half a manifest", "garbage", "a list", "null", "another form", "no outcome", "no parts",
+     "a part elsewhere", "another round's",
      "cut short", "longer", "empty", "part missing", "a flipped bit", "a flipped bit in the header"],
 )  # fmt: skip
 def test_a_damaged_round_is_left_aside_and_said_so(storage, tmp_path, how):
