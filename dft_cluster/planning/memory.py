@@ -7,6 +7,8 @@ k of its shard of θ, b bytes of an element of the working weights (2 or 4), W r
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD
 from dft_cluster.config import ONE_ROUND
 from dft_cluster.planning.asked import Asked
@@ -17,8 +19,9 @@ from dft_cluster.training.exchange import CHUNK
 
 MIB = 1 << 20
 GIB = 1 << 30
-PROCESS = 500 * MIB
-"""A Ray actor with interpreter, torch, transformers and DeepSpeed after its first batch: measured (docs/plan.md)."""
+PROCESS = (500 if torch.version.cuda is None else 950) * MIB
+"""A Ray actor with interpreter, torch, transformers and DeepSpeed after its first batch: measured (docs/plan.md). A torch that is
+built for CUDA loads its libraries without a device, too."""
 CUDA_DEVICE, CUDA_HOST = 1 * GIB, 3 * GIB
 """Allowances for the CUDA context with NCCL and cuBLAS, and for CUDA's libraries on the host; not measured."""
 
