@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -125,16 +125,19 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
     """
     settings = config.cluster
     until = time.monotonic() + settings.wait
-    with ExitStack() as stack:
+    asked = False
+    try:
         while (there := holds(_totals(), need := _share(config, groups * ranks))) < groups * ranks:
             left = until - time.monotonic()
             if left <= 0:
                 break
             console.phase(f"waiting for room: {_missing(groups, ranks, need, there)}; {left:.0f} s left (cluster.wait)")
-            # An autoscaler, where there is one, starts nodes for it; and would keep them for ever if this stayed.
             request_resources(bundles=[need.bundle()] * groups * ranks)
-            stack.callback(request_resources, bundles=[])
+            asked = True
             time.sleep(min(left, WAIT_POLL))
+    finally:
+        if asked:  # an autoscaler would keep the nodes for ever
+            request_resources(bundles=[])
     if there >= groups * ranks:
         return groups, ranks, need, []
     missing = _missing(groups, ranks, need, there)
