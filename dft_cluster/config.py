@@ -258,8 +258,9 @@ class ConvergeSettings(_Section):
     """Stop when this many evaluated rounds in a row gain less than `min_gain`."""
     min_gain: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.5
     """Points of reliability that count as a gain."""
-    keep: Literal["best", "last"] = "best"
-    """End with the best round (by reliability, then locality), or with the last."""
+    keep: Literal["best", "last"] | Count = "best"
+    """End with the best round (by reliability, then locality), with the last, or with the one of this number (the last, where
+    the run ends before it)."""
 
 
 class RunSettings(_Section):
@@ -348,6 +349,8 @@ def impossible(config: Config) -> Iterable[str]:
         yield f"facts.file: only goes with facts.format=hub (it is {facts.format})"
     if config.converge.keep == "best" and config.evaluate.every > config.method.rounds:
         yield "evaluate.every: converge.keep=best needs at least one evaluated round (method.rounds is smaller)"
+    if isinstance(config.converge.keep, int) and config.converge.keep > config.method.rounds:
+        yield f"converge.keep: round {config.converge.keep} of method.rounds={config.method.rounds}; right would be one of these"
     if facts.seed is not None and facts.limit is None:
         yield "facts.seed: chooses which facts a facts.limit takes, and there is none"
     if config.model.name == "smollm2-135m" and (config.model.gguf, config.model.revision) != (None, None):

@@ -9,14 +9,14 @@ from torch import Tensor
 from dft_cluster.errors import InputError
 
 
-def rank_one(weight: Tensor, covariance: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def rank_one(given: Tensor, covariance: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """ROME (Meng et al. 2022): W + Λ(C⁻¹k*)ᵀ with Λ = (v* − W k*) / ((C⁻¹k*)ᵀ k*), so that W' k* = v*.
 
-    Of all changes that do so it disturbs E‖W'k − Wk‖² least. `weight` is [out, in]; returned are Λ [out] and C⁻¹k* [in].
+    Of all changes that do so it disturbs E‖W'k − Wk‖² least. `given` is W k* [out]; returned are Λ [out] and C⁻¹k* [in].
     """
     key = key.double()
     direction = solve(covariance, key[:, None])[:, 0]
-    left = (value.double() - weight.double() @ key) / (direction @ key)
+    left = (value.double() - given.double()) / (direction @ key)
     return left, direction
 
 

@@ -19,10 +19,17 @@ SHARED = {
     "methods": {"run", "model", "facts", "warmup", "evaluate", "track"},
 }
 """Sections that may not stand there: the comparison places its runs itself, and what is measured is one for all methods."""
-SAME = {
+OWN = {
     "train.seed": "`seeds` sets it",
-    "train.template": "all methods are asked alike, set it in base, models or data",
+    "converge.keep": "a run ends with the round that its search chose, else with the last: never by the reported facts",
 }
+"""Keys that stand nowhere: the comparison sets them."""
+SAME = {
+    **OWN,
+    "train.template": "all methods are asked alike, set it in base, models or data",
+    "train.eos": "all methods are taught the same tokens, set it in base, models or data",
+}
+"""Keys that are no method's own."""
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> CompareSettings:
@@ -102,9 +109,8 @@ def _misplaced(settings: CompareSettings) -> Iterator[str]:
             yield f"{place}.{name}: must not stand here; the comparison sets it, or it is one for all {axis}"
         yield from (
             f"{place}.{key}: {why}"
-            for key, why in SAME.items()
+            for key, why in (SAME if axis == "methods" else OWN).items()
             if key.partition(".")[2] in tree.get(key.partition(".")[0], {})
-            and (axis == "methods" or key == "train.seed")
         )
 
 
@@ -157,6 +163,18 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
             yield f"search.like.{label}: must be one of the methods that search.over does not hold"
         if other not in search.over:
             yield f"search.like.{label}: {other!r} is none of those that are searched ({', '.join(search.over)})"
+        elif {label, other} <= settings.methods.keys():
+            yield from _like(settings, label, other)
+
+
+def _like(settings: CompareSettings, label: str, other: str) -> Iterator[str]:
+    """The round that is chosen for one must be one of the other's."""
+    model, data = next(iter(settings.models)), next(iter(settings.data))
+    trees = [sections(settings, model, data, method) for method in (label, other)]
+    if not any(map(_wrong, trees)):
+        own, chosen = (validate(tree).method.rounds for tree in trees)
+        if own != chosen:
+            yield f"search.like.{label}: method.rounds is {own}, but {chosen} for {other}; right would be the same"
 
 
 def _wrong(tree: Mapping[str, Any]) -> list[str]:

@@ -43,7 +43,7 @@ class Runs:
         if name in self._lost:
             raise self._lost[name]
         # Plain fine-tuning takes all ranks as one group; what is measured here nobody reads.
-        plain = {**tree, "method": {"name": "full", "rounds": 1}, "converge": {"keep": "last"}}
+        plain = {**tree, "method": {"name": "full", "rounds": 1}}
         try:
             made = runs.warmed(
                 prepare(config_of(plain, seed, self.room.below("warm").uri, name), facts), self.launch, self.console

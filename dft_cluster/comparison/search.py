@@ -2,7 +2,8 @@
 
 Every method may try `trials` settings and spend `device_seconds`. All settings begin on a few development facts; the
 best third of them goes on to three times as many, until at most three are compared on all of them (Jamieson and
-Talwalkar 2016, with a share that ends by time as well). The reported facts are no argument of anything here.
+Talwalkar 2016, with a share that ends by time as well). How many rounds a method takes is chosen by the same rule, from
+what a trial measured after each of its rounds. The reported facts are no argument of anything here.
 """
 
 import random
@@ -18,6 +19,8 @@ from dft_cluster.facts.fact import Fact
 from dft_cluster.methods.job import RunFailedError
 
 Setting = dict[str, Any]
+Measured = dict[int, dict[str, float]]
+"""By round: reliability, generality, locality (token)."""
 KEEP = 3  # one of so many goes on to the next rung
 
 
@@ -30,7 +33,9 @@ class Trial:
     facts: int
     device_seconds: float
     token: dict[str, float] = field(default_factory=dict)
-    """Reliability, generality, locality; nothing where it failed."""
+    """Reliability, generality, locality after its best round; nothing where it failed."""
+    round: int | None = None
+    """The best of its rounds, by the rule."""
     reason: str = ""
     """Why it failed."""
 
@@ -56,8 +61,8 @@ class Search:
         return cls([Trial(**trial) for trial in tree["trials"]], tree["chosen"], tree["ended"])
 
 
-Measure = Callable[[int, Setting, Sequence[Fact]], tuple[dict[str, float], float]]
-"""Runs trial n's setting on these facts: its figures (token) and its device-seconds. A failure carries its own."""
+Measure = Callable[[int, Setting, Sequence[Fact]], tuple[Measured, float]]
+"""Runs trial n's setting on these facts: what its rounds measured, and its device-seconds. A failure carries its own."""
 
 
 class TrialFailedError(RunFailedError):
@@ -71,7 +76,7 @@ class TrialFailedError(RunFailedError):
 def rule(search: SearchSettings) -> str:
     """The rule of choice, in words; `better` is the same in figures."""
     return (
-        f"Among the settings tried on the most development facts: of those with reliability (token) of at least "
+        f"Among the rounds of the settings tried on the most development facts: of those with reliability (token) of at least "
         f"{search.reliability:g} % the one with the highest harmonic mean of generality and locality (token); if there is "
         "none, the one with the highest reliability. Of equals the earlier one."
     )
@@ -128,7 +133,7 @@ def halve(
             if found.trials and found.spent + _pace(number, found.trials) * size > search.device_seconds:
                 ended = f"the share of {search.device_seconds:g} device-seconds is used up"
                 break
-            trial = done[number, size] = _try(number, tried[number], development[:size], measure)
+            trial = done[number, size] = _try(search, number, tried[number], development[:size], measure)
             found.trials.append(trial)
             kept()
         here = [number for number in order if (number, size) in done and done[number, size].token]
@@ -141,12 +146,13 @@ def halve(
 
 
 def choose(search: SearchSettings, trials: Sequence[Trial]) -> Setting | None:
-    """The setting that the rule takes; the earliest of equals."""
+    """The setting that the rule takes, and its round to end with; the earliest of equals."""
     sound = [trial for trial in trials if trial.token]
     if not sound:
         return None
     most = max(trial.facts for trial in sound)
-    return max((t for t in sound if t.facts == most), key=lambda t: (better(search, t.token), -t.number)).setting
+    best = max((t for t in sound if t.facts == most), key=lambda t: (better(search, t.token), -t.number))
+    return {**best.setting, "converge.keep": best.round}
 
 
 def _pace(number: int, trials: Sequence[Trial]) -> float:
@@ -156,9 +162,10 @@ def _pace(number: int, trials: Sequence[Trial]) -> float:
     return sum(trial.device_seconds for trial in known) / sum(trial.facts for trial in known)
 
 
-def _try(number: int, setting: Setting, facts: Sequence[Fact], measure: Measure) -> Trial:
+def _try(search: SearchSettings, number: int, setting: Setting, facts: Sequence[Fact], measure: Measure) -> Trial:
     try:
-        token, seconds = measure(number, setting, facts)
+        measured, seconds = measure(number, setting, facts)
     except TrialFailedError as error:
         return Trial(number, setting, len(facts), error.device_seconds, reason=str(error))
-    return Trial(number, setting, len(facts), seconds, token)
+    best = max(measured, key=lambda one: (better(search, measured[one]), -one))
+    return Trial(number, setting, len(facts), seconds, measured[best], best)

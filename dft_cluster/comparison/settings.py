@@ -124,7 +124,7 @@ def dotted(setting: Mapping[str, Any]) -> dict[str, Any]:
 def sections(settings: CompareSettings, model: str, data: str, method: str | None = None) -> dict[str, Any]:
     """The tree of a run before its seed, its place and a chosen setting are laid over it."""
     return laid(
-        {"track": {"wandb": "off"}},
+        {"track": {"wandb": "off"}, "converge": {"keep": "last"}},
         settings.base,
         settings.models[model],
         settings.data_of(data),

@@ -166,13 +166,14 @@ def searches(found: Json) -> list[Table]:
     for name, one in found["search"].get("searches", {}).items():
         rows = []
         for trial in one["trials"]:
-            mark = " ★" if trial["setting"] == one["chosen"] else ""
+            mark = " ★" if {**trial["setting"], "converge.keep": trial["round"]} == one["chosen"] else ""
             figures = [decimals(trial["token"].get(metric)) for metric in METRICS]
             outcome = figures if trial["token"] else [f"failed: {trial['reason']}", NOTHING, NOTHING]
-            rows.append([f"{trial['number']}{mark}", spell(trial["setting"]), str(trial["facts"]), *outcome,
+            best = NOTHING if trial["round"] is None else str(trial["round"])
+            rows.append([f"{trial['number']}{mark}", spell(trial["setting"]), str(trial["facts"]), best, *outcome,
                          decimals(trial["device_seconds"])])  # fmt: skip
         note = f"{one['ended'] or 'under way'}; {decimals(one['device_seconds'])} device-seconds spent"
-        columns = [("", column) for column in ("setting", "facts", *METRICS, "device-seconds")]
+        columns = [("", column) for column in ("setting", "facts", "round", *METRICS, "device-seconds")]
         made.append(Table(f"search-{name}", f"Search {name}", note, columns, rows))
     return made
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dft_cluster.comparison import reading
 from dft_cluster.comparison.running import Runs
-from dft_cluster.comparison.search import Search, Setting, TrialFailedError, halve, rule
+from dft_cluster.comparison.search import Measured, Search, Setting, TrialFailedError, halve, rule
 from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections
 from dft_cluster.config_file import validate
 from dft_cluster.facts.fact import Fact, fingerprint_of
@@ -109,7 +109,7 @@ class _Bench:
         quick = {"evaluate": {"protocols": ["teacher_forced"]}}
         self.tree = laid(sections(searches.settings, model, data, method), quick)
 
-    def __call__(self, number: int, setting: Setting, facts: Sequence[Fact]) -> tuple[dict[str, float], float]:
+    def __call__(self, number: int, setting: Setting, facts: Sequence[Fact]) -> tuple[Measured, float]:
         began, world = time.perf_counter(), validate(self.tree).world
         try:
             self.runs.warm(self.shared, self.seed, self.warm, self.development)
@@ -126,7 +126,9 @@ class _Bench:
             reading.slim(record, "figures")
         # A trial that ended just before a comparison was killed is not run again, but cost what it cost.
         seconds = max(time.perf_counter() - began, record.result["seconds"])
-        token = {
-            metric: figures["token"] for metric, figures in record.result["final"].items() if metric in reading.METRICS
+        measured = {
+            line["round"]: {metric: line[metric]["token"] for metric in reading.METRICS if metric in line}
+            for line in record.rounds
+            if line["round"] > 0 and "reliability" in line
         }
-        return token, seconds * reading.ranks(record.rounds[0])
+        return measured, seconds * reading.ranks(record.rounds[0])

@@ -29,11 +29,6 @@ class Anatomy:
         self.device: torch.device = self.embedding.weight.device  # type: ignore[assignment]
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
-    def weight(self, layer: int) -> Tensor:
-        """The down-projection's weight as [hidden, inner], however it is stored."""
-        stored: Tensor = self.downs[layer].weight  # type: ignore[assignment]
-        return stored.detach().T if self.places[layer].stored_in_out else stored.detach()
-
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any = None, *, keep: bool = False) -> Any:
         """One pass; `cache` holds earlier tokens, `keep` asks for one of these."""
         places = {"position_ids": positions} if self._takes_positions else {}

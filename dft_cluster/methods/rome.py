@@ -4,9 +4,11 @@
     v* = the down-projection's output there, moved so that the new answer is said (`editing/values.py`)
     W ← W + Λ(C⁻¹k*)ᵀ        Λ = (v* − W k*) / ((C⁻¹k*)ᵀ k*)        C = E[k kᵀ]
 
-so that W k* = v*. The keys do not depend on the weight that is edited: they are read for all facts beforehand, by all
-ranks. Each value is sought in the model as the facts before have left it.
+so that W k* = v*, where W are the fp32 masters. The keys do not depend on the weight that is edited: they are read for all
+facts beforehand, by all ranks. Each value is sought in the model as the facts before have left it.
 """
+
+import torch
 
 from dft_cluster.editing.requests import request, subjects
 from dft_cluster.editing.values import Place
@@ -48,7 +50,8 @@ class Rome(Edits):
             losses += values.losses
             refuse_lost_values(number, job, losses)
             clock.lap("new")
-            solved = team.everyone.call(Rank.solve_rank_one, layer, key, values.wanted[0])[0]
+            given = torch.stack(team.everyone.call(Rank.map_key, layer, key)).sum(0)
+            solved = team.everyone.call(Rank.solve_rank_one, layer, key, given, values.wanted[0])[0]
             assert solved is not None
             team.everyone.call(Rank.edit, layer, *solved)
             eta.done(1)

@@ -344,7 +344,7 @@ class _Run:
         kept = kept_round(rounds, self.config)
         line = next(line for line in rounds if line["round"] == kept)
         if kept != rounds[-1]["round"]:
-            self.console.phase(f"going back to round {kept}, the best")
+            self.console.phase(f"going back to round {kept}, the one to keep")
             self.team.everyone.call(Rank.restore, self.source, storage.uri, record.checkpoints.chain(kept), False)
         self.console.phase("making the patch")
         base = storage.fetch("base", self.scratch) if self.source.storage else self.prepared.folder

@@ -37,11 +37,14 @@ def stop_reason(rounds: Sequence[Line], config: Config) -> str | None:
 
 
 def kept_round(rounds: Sequence[Line], config: Config) -> int:
-    """The round whose θ the run ends with: the best by reliability, then locality (the earliest of equals), or the last."""
-    on = config.converge.on
+    """The round whose θ the run ends with: the best by reliability, then locality (the earliest of equals), the last, or the
+    one that was asked for."""
+    on, keep, last = config.converge.on, config.converge.keep, int(rounds[-1]["round"])
     measured = [line for line in rounds if "reliability" in line and line["round"] > 0]
-    if config.converge.keep == "last" or not measured:
-        return int(rounds[-1]["round"])
+    if isinstance(keep, int):
+        return min(keep, last)
+    if keep == "last" or not measured:
+        return last
     best = max(
         measured, key=lambda line: (line["reliability"][on], line.get("locality", {}).get(on, 0.0), -line["round"])
     )

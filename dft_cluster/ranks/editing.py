@@ -1,6 +1,6 @@
 """The verbs of ROME and MEMIT: what a rank does to find an edit, and how every rank takes it into its own share of θ."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from dft_cluster.models.structure import Parameter
 from dft_cluster.training.shards import Fragment
 
 _AT_ONCE = 1 << 22
-"""Elements of an edit that are made at a time."""
+"""Elements of a weight that are gone through at a time."""
 
 
 class Editing:
@@ -100,16 +100,31 @@ class Editing:
         self._progress = ("keys", 0, 0, 0.0)
         return states.read(self._anatomy, rows, layer, block)
 
-    def solve_rank_one(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
-        """ROME's factors, on rank 0; `value` is the whole output of the down-projection, its bias included."""
+    def map_key(self, layer: int, key: Tensor) -> Tensor:
+        """This rank's part of W k in float64, from its share of the masters: the working weights may be rounded."""
+        place = self._anatomy.places[layer]
+        total, key = torch.zeros(place.hidden, dtype=torch.float64), key.double()
+        width = place.hidden if place.stored_in_out else place.inner
+        for fragment in self._fragments_of(layer):
+            for row, until, begin, end in _rows(fragment, width):
+                held = torch.zeros((until - row) * width, dtype=torch.float64)
+                held[begin - row * width : end - row * width] = _span(fragment, self._engine.masters, begin, end)
+                rows = held.view(-1, width)
+                if place.stored_in_out:
+                    total += key[row:until] @ rows
+                else:
+                    total[row:until] += rows @ key
+        return total
+
+    def solve_rank_one(self, layer: int, key: Tensor, given: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
+        """ROME's factors, on rank 0; `given` is W k, `value` the whole output of the down-projection, its bias included."""
         if not self._first:
             return None
-        place, down = self._anatomy, self._anatomy.downs[layer]
-        bias: Any = getattr(down, "bias", None)
+        bias: Any = getattr(self._anatomy.downs[layer], "bias", None)
         if bias is not None:
             value = value - bias.detach().float().cpu()
         device = self._engine.device
-        left, right = rank_one(place.weight(layer), self._solid(layer), key.to(device), value.to(device))
+        left, right = rank_one(given.to(device), self._solid(layer), key.to(device), value.to(device))
         return left[:, None].float().cpu(), right[:, None].float().cpu()
 
     def solve_closed_form(self, layer: int, keys: Tensor, weight: float) -> Tensor | None:
@@ -127,24 +142,33 @@ class Editing:
     def edit(self, layer: int, left: Tensor, right: Tensor) -> None:
         """W ← W + left·rightᵀ: each rank adds its own slice to its masters; then the working weights follow."""
         self._progress = ("edit", 0, 0, 0.0)
-        place = self._anatomy.places[layer]
-        [number] = [p.index for p in self.parameters if p.name == place.weight]
-        if place.stored_in_out:
+        if self._anatomy.places[layer].stored_in_out:
             left, right = right, left
-        for fragment in self._engine.fragments:
-            if fragment.parameter == number:
-                _add(fragment, self._engine.masters, left, right)
+        for fragment in self._fragments_of(layer):
+            _add(fragment, self._engine.masters, left, right)
         self._engine.push()
+
+    def _fragments_of(self, layer: int) -> Iterator[Fragment]:
+        [number] = [p.index for p in self.parameters if p.name == self._anatomy.places[layer].weight]
+        return (fragment for fragment in self._engine.fragments if fragment.parameter == number)
+
+
+def _rows(fragment: Fragment, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Some rows of `width` at a time (first, last + 1), and the elements of them that this fragment holds (first, last + 1)."""
+    at_once, last = max(1, _AT_ONCE // width), -(-fragment.stop // width)
+    for row in range(fragment.start // width, last, at_once):
+        until = min(row + at_once, last)
+        yield row, until, max(row * width, fragment.start), min(until * width, fragment.stop)
+
+
+def _span(fragment: Fragment, masters: Sequence[Tensor], begin: int, end: int) -> Tensor:
+    return fragment.of(masters)[begin - fragment.start : end - fragment.start]
 
 
 def _add(fragment: Fragment, masters: Sequence[Tensor], left: Tensor, right: Tensor) -> None:
     """Adds the elements of left·rightᵀ, counted row by row, that this fragment holds."""
-    values, width = fragment.of(masters), right.shape[0]
-    left, right = left.to(values.device), right.to(values.device)
-    rows = max(1, _AT_ONCE // width)
-    first, last = fragment.start // width, -(-fragment.stop // width)
-    for row in range(first, last, rows):
-        until = min(row + rows, last)
-        begin, end = max(row * width, fragment.start), min(until * width, fragment.stop)
+    width, device = right.shape[0], fragment.of(masters).device
+    left, right = left.to(device), right.to(device)
+    for row, until, begin, end in _rows(fragment, width):
         product = (left[row:until] @ right.T).flatten()
-        values[begin - fragment.start : end - fragment.start] += product[begin - row * width : end - row * width]
+        _span(fragment, masters, begin, end).add_(product[begin - row * width : end - row * width])

@@ -53,7 +53,7 @@ def tree(tiny_model: Path, tmp_path: Path) -> Json:
             "train": {"lr": 2e-3, "precision": "fp32", "epochs": 1, "batch": 3},
             "cluster": {"threads": 1, "groups": 1},
             "evaluate": {"protocols": ["teacher_forced"]},
-            "converge": {"reliability": "off", "patience": "off", "keep": "last"},
+            "converge": {"reliability": "off", "patience": "off"},
         },
         "models": {"tiny": {}},
         "data": {"places": {}},
@@ -183,11 +183,14 @@ def test_a_search_sees_development_facts_alone_and_keeps_its_share(tree: Json) -
         assert len(one["trials"]) == 2
         assert one["device_seconds"] == pytest.approx(sum(trial["device_seconds"] for trial in one["trials"]))
         assert one["device_seconds"] <= 100
-        assert one["chosen"] in [trial["setting"] for trial in one["trials"]], name
+        assert one["chosen"] in [{**t["setting"], "converge.keep": t["round"]} for t in one["trials"]], name
     chosen = kept["searches"]["tiny.places.dft"]["chosen"]["method.top"]
     own = {p.config.run.name: p.config for p in cells}
     assert float(own["tiny.places.dft.0"].method.top) == float(own["tiny.places.random.0"].method.top) == chosen
     assert own["tiny.places.random.0"].dft.mask == "random"
+    for method in ("dft", "full"):
+        keep = kept["searches"][f"tiny.places.{method}"]["chosen"]["converge.keep"]
+        assert own[f"tiny.places.{method}.0"].converge.keep == cell(found, f"tiny.places.{method}.0")["round"] == keep
     assert own["tiny.places.full.0"].train.lr == kept["searches"]["tiny.places.full"]["chosen"]["train.lr"]
     assert found["search"]["searches"] == kept["searches"]
     text = (out / "comparison.md").read_text()

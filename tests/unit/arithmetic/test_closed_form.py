@@ -16,7 +16,7 @@ def test_rank_one_gives_the_value_and_disturbs_least() -> None:
     torch.manual_seed(0)
     weight, key, value = torch.randn(5, 8), torch.randn(8), torch.randn(5)
     second = covariance(8)
-    left, right = rank_one(weight, second, key, value)
+    left, right = rank_one(weight.double() @ key.double(), second, key, value)
     change = left[:, None] * right
     torch.testing.assert_close((weight.double() + change) @ key.double(), value.double(), rtol=1e-10, atol=1e-10)
     assert torch.linalg.matrix_rank(change) == 1

@@ -29,7 +29,7 @@ class Bench:
 
     def __call__(self, number, setting, facts):
         self.asked.append((number, tuple(fact.id for fact in facts)))
-        return self.token(setting), self.seconds(len(facts))
+        return {1: self.token(setting)}, self.seconds(len(facts))
 
 
 def balanced(setting):
@@ -61,7 +61,7 @@ def test_the_grid_where_it_fits_else_draws_of_it_without_repeats():
 def test_the_best_third_goes_on_to_all_development_facts():
     bench = Bench(balanced)
     found = run(budget(), bench)
-    assert found.chosen == {"train.lr": 3, "method.top": 0.3}
+    assert found.chosen == {"train.lr": 3, "method.top": 0.3, "converge.keep": 1}
     assert [len(facts) for _, facts in bench.asked] == [15] * 9 + [45] * 3
     assert [number for number, _ in bench.asked[9:]] == [8, 5, 7]  # of equals the earlier
     assert found.spent == 9 * 15 + 3 * 45
@@ -80,17 +80,17 @@ def test_a_run_that_would_go_beyond_the_share_is_not_begun():
     assert len(bench.asked) == 6
     assert found.spent == 90.0
     assert "used up" in found.ended
-    assert found.chosen == {"train.lr": 2, "method.top": 0.3}
+    assert found.chosen == {"train.lr": 2, "method.top": 0.3, "converge.keep": 1}
     later = run(budget(device_seconds=9 * 15 + 2 * 45 + 1.0), bench)
     assert later.spent == 9 * 15 + 2 * 45
-    assert later.chosen == {"train.lr": 3, "method.top": 0.3}
+    assert later.chosen == {"train.lr": 3, "method.top": 0.3, "converge.keep": 1}
 
 
 def test_the_first_run_is_made_whatever_the_share():
     bench = Bench(balanced)
     found = run(budget(device_seconds=1.0), bench)
     assert len(bench.asked) == 1
-    assert found.chosen == {"train.lr": 1, "method.top": 0.1}
+    assert found.chosen == {"train.lr": 1, "method.top": 0.1, "converge.keep": 1}
 
 
 def test_one_rule_for_all():
@@ -104,14 +104,25 @@ def test_one_rule_for_all():
     assert "at least 95 %" in rule(search)
 
 
+def test_the_round_to_end_with_is_chosen_too_the_earlier_of_equals():
+    def rounds(number, setting, facts):
+        found = balanced(setting)
+        return {1: {**found, "reliability": 90.0}, 2: found, 3: found, 4: {**found, "locality": 1.0}}, 1.0
+
+    found = run(budget(), rounds)
+    assert found.chosen == {"train.lr": 3, "method.top": 0.3, "converge.keep": 2}
+    assert {trial.round for trial in found.trials} == {2}
+    assert found.trials[0].token == balanced(found.trials[0].setting)
+
+
 def test_a_trial_that_fails_is_kept_and_never_chosen():
     def fails(number, setting, facts):
         if setting["train.lr"] == 3:
             raise TrialFailedError("NaN", 2.0)
-        return balanced(setting), 1.0
+        return {1: balanced(setting)}, 1.0
 
     found = run(budget(), fails)
-    assert found.chosen == {"train.lr": 2, "method.top": 0.3}
+    assert found.chosen == {"train.lr": 2, "method.top": 0.3, "converge.keep": 1}
     assert [trial.reason for trial in found.trials].count("NaN") == 3
     assert found.spent == 3 * 2.0 + 6 * 1.0 + 3 * 1.0
 

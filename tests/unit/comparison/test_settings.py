@@ -86,11 +86,26 @@ def test_what_a_comparison_cannot_do_without_is_named():
 
 def test_a_combination_is_said_of_the_cell_that_makes_it():
     told = refused(
-        models={"m": {"evaluate": {"every": 4}}, "n": {}}, methods={"short": {"method": {"rounds": 2}}, "dft": {}}
+        models={"m": {"dft": {"rest": 0.5}}, "n": {}}, methods={"line": {"dft": {"scales": [1, 2]}}, "dft": {}}
     )
     assert told.splitlines()[1:] == [
-        "  m.d.short: evaluate.every: converge.keep=best needs at least one evaluated round (method.rounds is smaller)"
+        "  m.d.line: dft.rest: a line search (dft.scales) moves all that was added; leave one of them out"
     ]
+
+
+def test_no_run_ends_with_a_round_chosen_by_the_reported_facts():
+    assert sections(checked(TREE), "m", "d", "dft")["converge"] == {"keep": "last"}
+    for place in ("base", "models.m", "data.d", "methods.dft"):
+        axis, _, label = place.partition(".")
+        tree = {"converge": {"keep": "best"}}
+        told = refused(**{axis: {label: tree} if label else tree})
+        assert f"  {place}.converge.keep: a run ends with the round that its search chose" in told
+
+
+def test_a_control_has_as_many_rounds_as_the_method_whose_setting_it_takes():
+    methods = {"dft": {"method": {"rounds": 2}}, "random": {"method": {"rounds": 3}, "dft": {"mask": "random"}}}
+    told = refused(methods=methods, search={"over": {"dft": {"method.top": [0.1]}}, "like": {"random": "dft"}})
+    assert "search.like.random: method.rounds is 3, but 2 for dft" in told
 
 
 def test_a_key_in_the_storage_address_is_refused():

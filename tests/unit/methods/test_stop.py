@@ -122,6 +122,11 @@ def test_the_last_round_is_kept_where_asked_for_measured_or_not():
     assert kept_round(lines(0, 30, None), config(keep="last")) == 2
 
 
+def test_a_round_that_is_asked_for_by_number_is_kept_else_the_last():
+    assert kept_round(lines(0, 30, 20, 40), config(keep=2)) == 2
+    assert kept_round(lines(0, 30), config(keep=2)) == 1
+
+
 def test_facts_without_locality_probes_are_judged_by_reliability_alone():
     rounds = [{k: v for k, v in line.items() if k != "locality"} for line in lines(0, 30, 30)]
     assert kept_round(rounds, config()) == 1
