@@ -60,9 +60,19 @@ def costs(record: Record, scratch: Path) -> Json:
     return found
 
 
-def outcomes(record: Record) -> dict[str, Outcomes]:
+def outcomes(record: Record, name: str = "final") -> dict[str, Outcomes]:
     """By metric, every probe of the final model: fact, share of tokens right, all right. Empty where a run kept none."""
-    return dict(record.storage.read_json("scores/final.json")) if record.storage.exists("scores/final.json") else {}
+    file = f"scores/{name}.json"
+    return dict(record.storage.read_json(file)) if record.storage.exists(file) else {}
+
+
+def outcomes_by_round(record: Record) -> dict[str, dict[int, Outcomes]]:
+    """By metric and measured round, the same."""
+    found: dict[str, dict[int, Outcomes]] = {metric: {} for metric in METRICS}
+    for line in record.rounds:
+        for metric, one in outcomes(record, f"round-{line['round']:04d}").items():
+            found[metric][line["round"]] = one
+    return found
 
 
 def slim(record: Record, keep: str) -> None:

@@ -11,7 +11,16 @@ from typing import Any
 from dft_cluster.comparison.reading import KINDS, METRICS, Json
 from dft_cluster.comparison.settings import CompareSettings, sections
 from dft_cluster.comparison.split import Split
-from dft_cluster.comparison.statistics import Outcomes, Point, at_level, difference, front, mean_trajectory, spread
+from dft_cluster.comparison.statistics import (
+    Crossing,
+    Outcomes,
+    Point,
+    at_level,
+    difference,
+    front,
+    mean_trajectory,
+    spread,
+)
 from dft_cluster.facts.fact import fingerprint_of
 from dft_cluster.runs.report_data import figure
 
@@ -51,6 +60,7 @@ class Row:
     cost: Json = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
+    by_round: Mapping[str, Mapping[int, Outcomes]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -152,9 +162,9 @@ def _differences(rows: Sequence[Row], reference: Sequence[Row], draws: int) -> J
 def _level(settings: CompareSettings, key: Key, level: float, groups: Mapping[Key, list[Row]]) -> Json:
     """What a method's trajectories have where they pass a reliability, averaged over the seeds that pass it."""
     done = [row for row in groups[key] if row.finished and row.points]
-    passed = _passed(done, level)
-    means = {name: spread(getattr(point, name) for point in passed) for name in ("generality", "locality", "cost")}
-    reference = spread(point.cost for point in _passed(groups[(*key[:2], settings.compared_with)], level))
+    passed, theirs = _passed(done, level), _passed(groups[(*key[:2], settings.compared_with)], level)
+    means = {name: spread(getattr(one.point, name) for one in passed.values()) for name in (*METRICS, "cost")}
+    reference = spread(one.point.cost for one in theirs.values())
     own = means["cost"]
     return {
         **_labels(key),
@@ -162,14 +172,43 @@ def _level(settings: CompareSettings, key: Key, level: float, groups: Mapping[Ke
         "passed": len(passed),
         "seeds": len(done),
         "from_the_start": bool(done) and all(row.points[0].reliability > level for row in done),
+        "differences": _level_differences(settings, key, groups, passed, theirs),
         "top": max((point.reliability for row in done for point in row.points), default=None),
         **{name: asdict(one) if one else None for name, one in means.items()},
         "reference_cost_ratio": reference.mean / own.mean if reference and own and own.mean else None,
     }
 
 
-def _passed(rows: Sequence[Row], level: float) -> list[Point]:
-    return [point for row in rows if row.finished and (point := at_level(row.points, level)) is not None]
+def _passed(rows: Sequence[Row], level: float) -> dict[int, Crossing]:
+    """By seed."""
+    return {row.cell.seed: one for row in rows if row.finished and (one := at_level(row.points, level)) is not None}
+
+
+def _level_differences(
+    settings: CompareSettings,
+    key: Key,
+    groups: Mapping[Key, list[Row]],
+    passed: Mapping[int, Crossing],
+    reference: Mapping[int, Crossing],
+) -> Json:
+    """By metric, the bootstrapped difference to the reference where both pass the level."""
+    other = (*key[:2], settings.compared_with)
+    if key == other:
+        return {}
+    column, found = 1 + KINDS.index(settings.on), {}
+    for metric in METRICS:
+        ours, theirs = (
+            {
+                row.cell.seed: at[row.cell.seed].outcomes(row.by_round.get(metric, {}))
+                for row in rows
+                if row.cell.seed in at
+            }
+            for rows, at in ((groups[key], passed), (groups[other], reference))
+        )
+        one = difference(ours, theirs, column, settings.draws)
+        if one is not None:
+            found[metric] = asdict(one)
+    return found
 
 
 def _pareto(model: str, data: str, means: Mapping[Key, list[Point]]) -> list[Json]:

@@ -130,7 +130,8 @@ class Comparison:
         reading.slim(record, self.settings.keep)
         points = reading.trajectory(record.rounds, self.settings.on)
         told = record.result
-        return Row(cell, "finished", told["stop_reason"], told["final"], cost, points, reading.outcomes(record))
+        return Row(cell, "finished", told["stop_reason"], told["final"], cost, points, reading.outcomes(record),
+                   reading.outcomes_by_round(record))  # fmt: skip
 
     def _write(self) -> dict[str, Any]:
         told = self.searches.told() if self.searches else {}

@@ -107,7 +107,38 @@ def harmonic(values: Iterable[float | None]) -> float:
     return statistics.harmonic_mean(known) if known else 0.0
 
 
-def at_level(trajectory: Sequence[Point], level: float) -> Point | None:
+@dataclass(frozen=True)
+class Crossing:
+    """Where a trajectory passes a level: `part` of the way from one measured round to another."""
+
+    before: Point
+    after: Point
+    part: float
+
+    @property
+    def point(self) -> Point:
+        if self.part == 1:
+            return self.after
+        between = {
+            name: _between(getattr(self.before, name), getattr(self.after, name), self.part)
+            for name in ("reliability", "generality", "locality")
+        }
+        cost = self.before.cost + self.part * (self.after.cost - self.before.cost)
+        return Point(self.after.round, cost, **between)  # type: ignore[arg-type]
+
+    def outcomes(self, by_round: Mapping[int, Outcomes]) -> Outcomes:
+        """Every probe's outcome there, on the same line; none where one of the two rounds kept none."""
+        rounds = [self.after.round] if self.part == 1 else [self.before.round, self.after.round]
+        if not all(by_round.get(one) for one in rounds):
+            return []
+        start, end = by_round[rounds[0]], by_round[rounds[-1]]
+        return [
+            [one[0], *(a + self.part * (b - a) for a, b in zip(one[1:], two[1:], strict=True))]
+            for one, two in zip(start, end, strict=True)
+        ]
+
+
+def at_level(trajectory: Sequence[Point], level: float) -> Crossing | None:
     """Where reliability first passes `level`: between the first two measured rounds that bracket it, on the straight line.
 
     A first round that passes it counts as it is: between the untouched model and that round nothing was measured, and half of
@@ -116,16 +147,9 @@ def at_level(trajectory: Sequence[Point], level: float) -> Point | None:
     for before, after in pairwise(trajectory):
         if before.reliability <= level <= after.reliability:
             if before.round == 0 and before.reliability < level:
-                return after
+                return Crossing(before, after, 1.0)
             span = after.reliability - before.reliability
-            part = (level - before.reliability) / span if span else 0.0
-            return Point(
-                after.round,
-                _between(before.cost, after.cost, part) or 0.0,
-                level,
-                _between(before.generality, after.generality, part),
-                _between(before.locality, after.locality, part),
-            )
+            return Crossing(before, after, (level - before.reliability) / span if span else 0.0)
     return None
 
 

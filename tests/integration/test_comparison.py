@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ import yaml
 
 from dft_cluster.cluster.compare_job import main
 from dft_cluster.comparison.loading import checked
+from dft_cluster.comparison.reading import outcomes_by_round
 from dft_cluster.comparison.run import compare
 from dft_cluster.comparison.settings import laid
+from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 from dft_cluster.local import in_this_process
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.runs.console import Console
+from dft_cluster.runs.record import Record
 from tests import tiny
 from tests.integration.runs import silent
 
@@ -110,6 +114,13 @@ def test_a_table_of_real_runs_and_nothing_done_twice(tree: Json) -> None:
     gain = full["differences"]["locality.token"]
     assert gain["mean"] == pytest.approx((a + b - sum(reference)) / 2)
     assert gain["low"] <= gain["mean"] <= gain["high"]
+    for one in found["cells"]:
+        told = json.loads((out / "cells" / one["name"] / "config.json").read_text())
+        record = Record(validate(told["config"]))
+        record.look(told)
+        kept = outcomes_by_round(record)["reliability"]
+        for point in one["points"][1:]:
+            assert 100 * fmean(share for _, share, _ in kept[point["round"]]) == pytest.approx(point["reliability"])
     assert json.loads((out / "comparison.json").read_text()) == found
     assert "| full |" in (out / "comparison.md").read_text()
     assert len((out / "comparison.csv").read_text().splitlines()) == 5

@@ -40,7 +40,8 @@ def row(method, data, seed, value, **more):
     }  # fmt: skip
     points = [Point(0, 0.0, 0.0, 0.0, 100.0), Point(1, value, value, value, value)]
     outcomes = {m: [[0, value / 100, 0], [1, value / 100, 1]] for m in ("reliability", "generality", "locality")}
-    return Row(Cell("m", data, method, seed), "finished", "done", final, cost, points, outcomes)
+    by_round = {metric: {1: one} for metric, one in outcomes.items()}
+    return Row(Cell("m", data, method, seed), "finished", "done", final, cost, points, outcomes, by_round)
 
 
 def found():
@@ -80,11 +81,14 @@ def test_costs_and_seconds():
 def test_equal_reliability():
     # dft: seeds end at 90 and 92 in their first round, which counts as it is.
     line = table("levels-one")["dft"]
-    assert line[:3] == ["91.0 ± 1.4"] * 3
-    assert line[3] == "not reached (top 92.0)"
+    assert line[:4] == ["91.0 ± 1.4"] * 4
+    assert line[4] == "not reached (top 92.0)"
     full = table("levels-one")["full"]
-    assert full[:3] == ["81.0 ± 1.4", "81.0 ± 1.4", "81.0 ± 1.4 (×1.12)"]
-    assert table("levels-one")["late"] == ["–"] * 6
+    assert full[:4] == [*["81.0 ± 1.4"] * 3, "81.0 ± 1.4 (×1.12)"]
+    assert table("levels-one")["late"] == ["–"] * 8
+    differences = table("level-differences-one")
+    assert differences["full"] == [*["-10.0 [-10.0, -10.0]"] * 3, *["–"] * 3]
+    assert differences["dft"] == differences["late"] == ["–"] * 6
 
 
 def test_the_pareto_front_and_the_records():

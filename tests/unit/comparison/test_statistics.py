@@ -37,20 +37,27 @@ TRAJECTORY = [
 
 
 def test_a_level_is_met_on_the_line_between_the_first_rounds_that_bracket_it():
-    met = at_level(TRAJECTORY, 80.0)  # half-way from 70 to 90
+    met = at_level(TRAJECTORY, 80.0).point  # half-way from 70 to 90
     assert (met.round, met.cost, met.generality, met.locality) == (3, 8.0, 50.0, 85.0)
-    later = at_level(TRAJECTORY, 95.0)  # three quarters from 86 to 98, never from the earlier 90
+    later = at_level(TRAJECTORY, 95.0).point  # three quarters from 86 to 98, never from the earlier 90
     assert (later.round, later.cost, later.generality, later.locality) == (5, 19.0, 71.0, 72.0)
 
 
 def test_a_first_round_counts_as_it_is():
-    assert at_level(TRAJECTORY, 50.0) == TRAJECTORY[1]
+    assert at_level(TRAJECTORY, 50.0).point == TRAJECTORY[1]
 
 
 def test_a_level_that_a_round_has_is_that_round():
-    assert at_level(TRAJECTORY, 90.0).cost == 12.0
+    assert at_level(TRAJECTORY, 90.0).point.cost == 12.0
     flat = [Point(0, 0.0, 50.0, 1.0, 2.0), Point(1, 1.0, 50.0, 3.0, 4.0)]
-    assert at_level(flat, 50.0).cost == 0.0
+    assert at_level(flat, 50.0).point.cost == 0.0
+
+
+def test_outcomes_at_a_level_lie_on_the_same_line():
+    by_round = {1: [[0, 0.0, 0.0], [1, 0.5, 0.0]], 3: [[0, 1.0, 1.0], [1, 0.5, 0.0]]}
+    assert at_level(TRAJECTORY, 80.0).outcomes(by_round) == [[0, 0.5, 0.5], [1, 0.5, 0.0]]
+    assert at_level(TRAJECTORY, 50.0).outcomes(by_round) == by_round[1]  # the first round, as it is
+    assert at_level(TRAJECTORY, 95.0).outcomes(by_round) == []  # between rounds 4 and 5, which kept none
 
 
 def test_nothing_is_extrapolated():
@@ -61,7 +68,7 @@ def test_nothing_is_extrapolated():
 
 
 def test_a_metric_that_was_not_measured_stays_unknown():
-    met = at_level([Point(1, 0.0, 0.0, None, 100.0), Point(2, 2.0, 100.0, None, 50.0)], 50.0)
+    met = at_level([Point(1, 0.0, 0.0, None, 100.0), Point(2, 2.0, 100.0, None, 50.0)], 50.0).point
     assert (met.generality, met.locality) == (None, 75.0)
 
 
