@@ -99,10 +99,10 @@ def settings_to_try(search: SearchSettings, values: Mapping[str, Sequence[Any]])
     return [grid[place] for place in sorted(random.Random(search.seed).sample(range(len(grid)), search.trials))]
 
 
-def rungs(settings: int, facts: int) -> list[tuple[int, int]]:
+def rungs(settings: int, facts: int, most: int | None = None) -> list[tuple[int, int]]:
     """(settings, facts) of every rung: each has a third of the settings and three times the facts of the one before."""
     counts = [settings]
-    while counts[-1] > KEEP:
+    while counts[-1] > KEEP and len(counts) != most:
         counts.append(-(-counts[-1] // KEEP))
     return [(count, max(1, -(-facts // KEEP ** (len(counts) - 1 - rung)))) for rung, count in enumerate(counts)]
 
@@ -125,7 +125,7 @@ def halve(
     done = {(trial.number, trial.facts): trial for trial in found.trials}
     order = list(range(len(tried)))
     ended = "all rungs done"
-    for count, size in rungs(len(tried), len(development)):
+    for count, size in rungs(len(tried), len(development), search.rungs):
         order = order[:count]
         for number in order:
             if (number, size) in done:

@@ -47,6 +47,8 @@ class SearchSettings(_Settings):
     """Settings that each method may try."""
     device_seconds: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 900.0
     """Wall seconds × ranks that each method may spend on its trials."""
+    rungs: Count | None = None
+    """Most rungs; 1 tries every setting on all development facts (right where a run costs about the same on few facts)."""
     reliability: Percent = 95.0
     """Settings that reach this on the development facts (token) are compared by generality and locality."""
     seed: Whole = 0

@@ -84,7 +84,9 @@ class Searches:
         """What a search depends on."""
         tree = sections(self.settings, model, data, method)
         return {
-            "budget": self.search.model_dump(mode="json", include={"trials", "device_seconds", "reliability", "seed"}),
+            "budget": self.search.model_dump(
+                mode="json", include={"trials", "device_seconds", "rungs", "reliability", "seed"}
+            ),
             "over": self.search.over[method],
             "sections": {k: v for k, v in validate(tree).to_json().items() if k not in ("cluster", "run", "track")},
             "seed": self.seed,

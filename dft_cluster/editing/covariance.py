@@ -67,13 +67,19 @@ class Covariance:
     tokens: int
 
     def solid(self) -> Tensor:
-        """In float64, with a ridge that keeps it solvable: C + (tr C / tokens)·I.
+        """In float64, and solvable however short the text: shrunk towards μI, μ = tr C / d (OAS, Chen et al. 2010),
 
-        It is as if one token more of average length had been read in every direction: next to nothing beside a long text;
-        beside a short one it keeps directions never seen from being taken for free.
+            (1 − ρ)·C + ρ·μI        ρ = min(1, ((1 − 2/d)·tr C² + tr² C) / ((n + 1 − 2/d)·(tr C² − tr² C / d)))
+
+        for n tokens and keys of width d. Beside a long text ρ is next to nothing; a short one says little of directions it does
+        not use, and ρ keeps an edit from taking them for free.
         """
-        mean = self.mean.double()
-        return mean + torch.eye(len(mean), dtype=mean.dtype, device=mean.device) * (mean.trace() / self.tokens)
+        mean, n, d = self.mean.double(), self.tokens, len(self.mean)
+        trace, squares = mean.trace(), mean.square().sum()
+        beyond = (n + 1 - 2 / d) * (squares - trace**2 / d)
+        rho = ((1 - 2 / d) * squares + trace**2) / beyond if beyond > 0 else torch.ones(())
+        rho = rho.clamp(max=1.0)
+        return (1 - rho) * mean + rho * trace / d * torch.eye(d, dtype=mean.dtype, device=mean.device)
 
 
 def refuse_missing(source: str) -> None:

@@ -23,6 +23,7 @@ Tree = dict[str, dict[str, Any]]
 EDITING = {"steps": 5, "contexts": 2, "key_contexts": 3, "context_tokens": 3}
 
 METHODS: dict[str, Tree] = {
+    "dft": {"method": {"name": "dft", "top": 0.1}},
     "full": {"method": {"name": "full"}},
     "lora": {"method": {"name": "lora"}, "lora": {"rank": 4}},
     "dft-lora": {"method": {"name": "dft", "top": 0.1}, "train": {"adapter": "lora"}},
@@ -51,7 +52,10 @@ METHODS: dict[str, Tree] = {
     "difference": {"method": {"name": "dft", "top": 0.1}, "dft": {"add": "difference"}},
 }
 
-FAMILY_METHODS = ("full", "lora", "dft-lora", "ft_c-layer", "interpolate", "new", "rome", "memit")
+FAMILY_METHODS = (
+    "dft", "dft-lora", "random", "new", "same", "full", "lora", "ft_c", "ft_c-layer", "f_learning", "interpolate", "rome",
+    "memit",
+)  # fmt: skip
 
 
 def settings(model: Path, facts: Path, folder: Path, named: str, /, **more: dict[str, Any]) -> Any:
@@ -281,6 +285,27 @@ def test_the_bound_holds_when_the_weights_are_cut_up(tiny_model: Path, tiny_fact
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("method", ["full", "lora", "f_learning", "interpolate", "rome", "memit"])
+def test_two_ranks_go_where_one_goes(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A group of two ranks under ZeRO-2, each with half of the work and of the weights, against one process."""
+    found = []
+    for ranks in (1, 2):
+        # A covariance measured by the one must not be found by the other.
+        monkeypatch.setenv("DFT_CACHE", str(tmp_path / f"cache-{ranks}"))
+        config = settings(
+            tiny_model, tiny_facts, tmp_path, method, run={"name": f"ranks-{ranks}"},
+            train={"zero_stage": 2}, cluster={"groups": 1, "ranks_per_group": ranks, "threads": 1},
+        )  # fmt: skip
+        record = (runs.alone if ranks == 1 else runs.on_cluster)(config)
+        found.append(flat(theta(record, tiny_model, config.method.rounds)))
+    one, two = (weights - flat(start_of(tiny_model)) for weights in found)
+    assert float(one.norm()) > 0
+    assert float((two - one).norm() / one.norm()) < 0.02, "the same work, added up in another order"
+
+
+@pytest.mark.usefixtures("cluster")
 def test_two_groups_under_an_adapter_give_the_bits_of_one(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     one = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "dft-lora", run={"name": "one"}))
     pair = {"groups": 2, "ranks_per_group": 1, "threads": 1}
@@ -294,7 +319,9 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
     model = tiny.architecture(family, tmp_path / "model")
     start = start_of(model)
     for method in FAMILY_METHODS:
-        found = one_round(model, tiny_facts, tmp_path, method, evaluate={"protocols": ["teacher_forced"]})
+        rounds = {"rounds": 2 if method == "f_learning" else 1}
+        quick = {"protocols": ["teacher_forced"]}
+        found = one_round(model, tiny_facts, tmp_path, method, method=rounds, evaluate=quick)
         reached = {name for name in start if (found[name] != start[name]).any()}
         if "lora" in method:
             assert reached and all(found[n].ndim == 2 and (".0." in n or ".1." in n) for n in reached), method

@@ -48,6 +48,8 @@ def test_rungs_have_a_third_of_the_settings_and_three_times_the_facts():
     assert rungs(3, 50) == [(3, 50)]
     assert rungs(1, 1) == [(1, 1)]
     assert rungs(9, 2) == [(9, 1), (3, 2)]
+    assert rungs(27, 50, 1) == [(27, 50)]
+    assert rungs(27, 50, 2) == [(27, 17), (9, 50)]
 
 
 def test_the_grid_where_it_fits_else_draws_of_it_without_repeats():

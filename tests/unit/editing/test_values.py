@@ -209,8 +209,23 @@ def test_too_little_text_is_solvable_and_much_text_is_left_alone() -> None:
     keys = torch.randn(4, 32)
     little = Covariance(keys.T @ keys / 4, 4).solid()
     assert float(torch.linalg.eigvalsh(little)[0]) > 0
-    full = torch.eye(32)
-    assert torch.allclose(Covariance(full, 10**8).solid(), full.double(), rtol=1e-5)
+    assert float(little.trace()) == pytest.approx(float((keys.T @ keys / 4).trace()))
+    full = torch.diag(torch.arange(1.0, 33.0))
+    assert torch.allclose(Covariance(full, 10**8).solid(), full.double(), rtol=1e-4)
+    assert torch.allclose(Covariance(torch.eye(32), 3).solid(), torch.eye(32, dtype=torch.float64))
+
+
+def test_a_short_text_says_more_when_it_is_shrunk() -> None:
+    """Nearer to the true second moment than what was counted, by less and less the longer the text."""
+    torch.manual_seed(0)
+    true = torch.diag(torch.linspace(0.1, 3, 32).double())
+    gains = []
+    for tokens in (8, 64, 4096):
+        keys = torch.randn(tokens, 32, dtype=torch.float64) @ true.sqrt()
+        counted = keys.T @ keys / tokens
+        shrunk = Covariance(counted, tokens).solid()
+        gains.append(float((counted - true).norm() / (shrunk - true).norm()))
+    assert gains[0] > gains[1] > gains[2] > 0.99
 
 
 def test_texts_come_from_facts_or_a_file(layout: Layout, tmp_path: Path) -> None:
