@@ -63,7 +63,7 @@ def on_ray(prepared: Prepared, source: Source, console: Console) -> Iterator[Act
     """A team of actors with θ loaded."""
     config = prepared.config
     connect(config, console)
-    hold(Storage(config.run.dir).below(config.run.name).uri)
+    hold(Storage(config.run.dir).below(config.run.name))
     groups, ranks, need, notes = room(config, *shape(prepared), console)
     with ranks_on(config, groups, ranks, need, console) as team:
         team.notes += notes

@@ -1,23 +1,39 @@
-"""One run of a name at a time in a cluster: the folder bears the number of the job that is at work in it."""
+"""One run of a name at a time in a cluster: the folder bears the numbers of the jobs that were at work in it, one after another.
+
+Ray's control store puts a key only where there is none, so of several jobs that find the last holder dead one alone becomes
+the next. Nothing is deleted: a key that was free again could be taken by a job that looked long ago.
+"""
+
+from itertools import count
+from posixpath import normpath
 
 import ray
 from ray._private.state import jobs
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from dft_cluster.errors import InputError
+from dft_cluster.runs.storage import Storage
 
 SPACE = b"dft-runs"
 
 
-def hold(folder: str) -> None:
+def hold(folder: Storage) -> None:
     """Refuses a folder in which another driver of this cluster is at work; one that has ended holds nothing."""
-    own = ray.get_runtime_context().get_job_id()
-    taken = _internal_kv_put(folder.encode(), own.encode(), overwrite=False, namespace=SPACE)
-    if not taken:
-        return
-    other = (_internal_kv_get(folder.encode(), namespace=SPACE) or b"").decode()
-    if other != own and any(job["JobID"] == other and not job["IsDead"] for job in jobs()):
-        raise InputError(
-            f"run.name: job {other} of this cluster is at work in {folder}; wait for it, stop it, or name another run"
-        )
-    _internal_kv_put(folder.encode(), own.encode(), overwrite=True, namespace=SPACE)
+    own, place = ray.get_runtime_context().get_job_id(), address(folder)
+    for turn in count():
+        key = f"{place} {turn}".encode()
+        taken = _internal_kv_put(key, own.encode(), overwrite=False, namespace=SPACE)
+        if not taken:
+            return
+        holder = (_internal_kv_get(key, namespace=SPACE) or b"").decode()
+        if holder == own:
+            return
+        if any(job["JobID"] == holder and not job["IsDead"] for job in jobs()):
+            raise InputError(
+                f"run.name: job {holder} of this cluster is at work in {folder.uri}; wait for it, stop it, or name another run"
+            )
+
+
+def address(folder: Storage) -> str:
+    """The same for all ways to write a folder down."""
+    return str(folder.local.resolve()) if folder.local else f"{folder.system.type_name}:{normpath(folder.root)}"
