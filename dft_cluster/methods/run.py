@@ -18,7 +18,7 @@ from dft_cluster.methods.examine import Examiner
 from dft_cluster.methods.job import THETA, Holds, Outcome, RunFailedError
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.stop import kept_round, reached, stop_reason
-from dft_cluster.methods.training_set import Drawn, draw, examples
+from dft_cluster.methods.training_set import Drawn, drawn_once, examples
 from dft_cluster.patch.folder import Folder
 from dft_cluster.ranks.rank import Rank, Source
 from dft_cluster.ranks.team import LostRankError, Team
@@ -132,15 +132,21 @@ class _Run:
         seat = self.prepared.seat(min(self.next, self.config.method.rounds))
         with launch(seat, self.source, self.console) as self.team:
             try:
+                self.record.look_again()
+                self.result = self.record.result
+                if self.result is not None:
+                    return
                 self.record.begin()
                 for note in self.team.notes:
                     self.console.say(note)
                     self.record.note(note)
                 self._prove_shared_folder()
-                if self.next == WARM_UP:
+                warming = self.next == WARM_UP
+                if warming:
                     self._warm_up()
-                    if not rounds or self._other_than(seat, self.next):
-                        return
+                if not rounds or self._other_than(seat, self.next):
+                    return
+                if warming:
                     self.team.everyone.call(Rank.load, self.source)
                 self._rounds(seat)
             except InputError as error:
@@ -160,13 +166,13 @@ class _Run:
 
     def _other_than(self, seat: Prepared, number: int) -> bool:
         """Whether a round needs ranks that are built otherwise."""
-        return self.prepared.seat(number).needs() != seat.needs()
+        return self.prepared.seat(min(number, self.config.method.rounds)).needs() != seat.needs()
 
     def _rounds(self, seat: Prepared) -> None:
         pairs = self._pairs()
         layout, facts = self.prepared.layout, self.prepared.facts
         self.examiner = Examiner(self.config, facts, pairs, layout)
-        drawn = self._drawn(pairs)
+        drawn = drawn_once(self.prepared, self.team, pairs, self.record, self.console)
         self.job = replace(
             seat.job(self.source),
             old=examples(pairs, "old", layout, drawn),
@@ -202,20 +208,6 @@ class _Run:
         result = work()
         self.useful += time.perf_counter() - began
         return result
-
-    def _drawn(self, pairs: list[Pair]) -> Drawn:
-        """What the model itself adds to the training set, drawn once from the run's base and kept."""
-        train, storage = self.config.train, self.record.storage
-        if not (train.rephrases or train.contexts or train.keep):
-            return Drawn()
-        if not storage.exists("drawn.json"):
-            self.console.phase("drawing texts from the model")
-            drawn = draw(self.config, self.prepared.layout, self.team, self.prepared.facts, pairs)
-            if train.rephrases:
-                wanted, found = train.rephrases * len(pairs), sum(map(len, drawn.rephrases))
-                self.record.note(f"train.rephrases: of {wanted} wordings asked for, {found} were found")
-            storage.write_json("drawn.json", vars(drawn))
-        return Drawn(**storage.read_json("drawn.json"))
 
     def _warm_up(self) -> None:
         """Teaches the old answers, which gives the run's base; keeps what the user's own model said of the locality probes."""

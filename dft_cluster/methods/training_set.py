@@ -11,29 +11,17 @@ from dft_cluster.config import Config
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.layout import Example, Layout
 from dft_cluster.facts.pairs import Pair
+from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.rephrasing import rephrase
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
+from dft_cluster.runs.console import Console
+from dft_cluster.runs.record import Record
 from dft_cluster.training.batches import mixed
 
 OPENINGS = (
-    "The",
-    "In",
-    "A",
-    "It",
-    "He",
-    "She",
-    "This",
-    "There",
-    "When",
-    "What",
-    "Who",
-    "One",
-    "For",
-    "At",
-    "After",
-    "Most",
-)
+    "The", "In", "A", "It", "He", "She", "This", "There", "When", "What", "Who", "One", "For", "At", "After", "Most",
+)  # fmt: skip
 CONTEXT_TOKENS = 10
 
 
@@ -50,6 +38,21 @@ class Drawn:
         """A pair's prompt with its rephrases, all of them also behind every context."""
         plain = [prompt, *(self.rephrases[number] if self.rephrases else ())]
         return plain + [f"{context}. {wording}" for context in self.contexts for wording in plain]
+
+
+def drawn_once(prepared: Prepared, team: Team, pairs: Sequence[Pair], record: Record, console: Console) -> Drawn:
+    """What the model itself adds to the training set, drawn from the run's base when it begins, and kept."""
+    train, storage = prepared.config.train, record.storage
+    if not (train.rephrases or train.contexts or train.keep):
+        return Drawn()
+    if not storage.exists("drawn.json"):
+        console.phase("drawing texts from the model")
+        drawn = draw(prepared.config, prepared.layout, team, prepared.facts, pairs)
+        if train.rephrases:
+            wanted, found = train.rephrases * len(pairs), sum(map(len, drawn.rephrases))
+            record.note(f"train.rephrases: of {wanted} wordings asked for, {found} were found")
+        storage.write_json("drawn.json", vars(drawn))
+    return Drawn(**storage.read_json("drawn.json"))
 
 
 def draw(config: Config, layout: Layout, team: Team, facts: Sequence[Fact], pairs: Sequence[Pair]) -> Drawn:

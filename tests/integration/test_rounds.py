@@ -1,6 +1,8 @@
 """Whole runs of the tiny model: the formula, the groups, the run directory, resuming."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dft_cluster.errors import InputError
+from dft_cluster.local import in_this_process
 from dft_cluster.methods.job import RoundRefusedError
 from dft_cluster.methods.prepare import prepare
+from dft_cluster.methods.run import run
 from dft_cluster.patch import Folder, apply, fingerprint, revert
 from dft_cluster.ranks.rank import Rank
+from dft_cluster.runs.console import Console
 from dft_cluster.runs.parts import Part
 from tests.integration import runs
 
@@ -228,6 +233,26 @@ def test_a_finished_run_prints_its_result_and_another_config_is_refused(
         runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1, "top": 0.3}))
     with pytest.raises(InputError, match=r"run\.resume is never"):
         runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1}, run={"resume": "never"}))
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_what_another_driver_did_before_the_folder_was_taken_is_not_done_again(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, warmup: int
+) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, warmup={"epochs": warmup}, method={"rounds": 1})
+    written = {}
+
+    @contextmanager
+    def late(*words: Any) -> Iterator[Any]:
+        """Between this driver's first look and its ranks, another one does the whole run."""
+        runs.alone(settings)
+        written.update({file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()})
+        with in_this_process(*words) as team:
+            yield team
+
+    said = run(prepare(settings), late, Console(runs.silent))
+    assert said == runs.read(settings).result
+    assert written == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
 
 
 @pytest.mark.usefixtures("cluster")

@@ -49,6 +49,16 @@ def test_a_run_is_taken_up_as_it_was_left(opened):
     assert last.result == {"stop_reason": "done", "rounds": 1} and len(last.rounds) == 2
 
 
+def test_what_another_driver_did_meanwhile_counts_and_own_notes_stay(opened):
+    first, second = opened(), opened()
+    first.update_identity(base="/warmed")
+    first.add({"round": 0})
+    second.identity = second.identity | {"notes": ["a note", "of its own"]}
+    second.look_again()
+    assert second.rounds == [{"round": 0}]
+    assert (second.identity["base"], second.identity["notes"]) == ("/warmed", ["a note", "of its own"])
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
