@@ -224,6 +224,7 @@ class ActorTeam:
         self.everyone = ActorGroup(*_unzipped(everyone), self._watch)
         self._who: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.gpus = 0.0
 
     def know(self) -> None:
         """Learns every rank's process, so that one that answers no more can be ended."""

@@ -90,6 +90,7 @@ def ranks_on(
         threads, secrets = threads_of(config, groups * ranks, need), config.cluster.secrets
         actors = [_actors(kind, group, ranks, need, threads, secrets) for group in placed]
         team = ActorTeam(actors, config.cluster.timeout, console.tick, config.cluster.hang)
+        team.gpus = need.gpus
         if "PACK" in strategies and len(free) > 1:
             team.notes.append(
                 f"no node holds a group of {ranks} ranks with {need} each: spread over several, which is slower"

@@ -129,13 +129,15 @@ class _Run:
 
     def serve(self, launch: Launch, *, rounds: bool) -> None:
         """One team: the warm-up where it is due, then rounds up to the end, or to one that needs other ranks."""
-        seat = self.prepared.seat(min(self.next, self.config.method.rounds))
+        seat = self._on_what_it_began(self.prepared.seat(min(self.next, self.config.method.rounds)))
         with launch(seat, self.source, self.console) as self.team:
             try:
                 self.record.look_again()
                 self.result = self.record.result
                 if self.result is not None:
                     return
+                if self.team.gpus:
+                    self.record.identity["gpus_per_rank"] = self.team.gpus
                 self.record.begin()
                 for note in self.team.notes:
                     self.console.say(note)
@@ -151,6 +153,14 @@ class _Run:
                 self._rounds(seat)
             except InputError as error:
                 raise RunFailedError(str(error)) from error
+
+    def _on_what_it_began(self, seat: Prepared) -> Prepared:
+        """A run that was begun on GPUs waits for GPUs (or is refused): it would never end on CPUs, unless that is asked for."""
+        cluster, known = seat.config.cluster, self.record.identity.get("gpus_per_rank")
+        if cluster.gpus_per_rank is not None or known is None:
+            return seat
+        update = {"cluster": cluster.model_copy(update={"gpus_per_rank": known})}
+        return replace(seat, config=seat.config.model_copy(update=update))
 
     def lost(self, failures: list[str], last: LostRankError) -> None:
         """Ranks are gone: says so, and lets new ones go on from the last finished round, unless that has failed too often."""

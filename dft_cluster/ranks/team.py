@@ -48,6 +48,8 @@ class Team(Protocol):
 
     notes: list[str]
     """What the user should know of how the ranks were placed."""
+    gpus: float
+    """GPUs that each rank was given by a cluster."""
 
     @property
     def old(self) -> Group: ...

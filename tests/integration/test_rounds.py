@@ -235,6 +235,28 @@ def test_a_finished_run_prints_its_result_and_another_config_is_refused(
         runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1}, run={"resume": "never"}))
 
 
+@pytest.mark.parametrize("asked", [None, 0.0])
+def test_a_run_that_was_begun_on_gpus_goes_on_with_gpus_unless_told_otherwise(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, asked: float | None
+) -> None:
+    wanted: list[float | None] = []
+
+    @contextmanager
+    def with_gpus(prepared: Any, *rest: Any) -> Iterator[Any]:
+        """This machine has none: the team says that it was given one for each rank."""
+        wanted.append(prepared.config.cluster.gpus_per_rank)
+        with in_this_process(prepared, *rest) as team:
+            team.gpus = 1.0
+            yield team
+
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2})
+    with pytest.raises(Crash):
+        run(prepare(settings), with_gpus, Console(crash_at("round 2")))
+    again = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2}, cluster={"gpus_per_rank": asked})
+    run(prepare(again), with_gpus, Console(runs.silent))
+    assert wanted == [None, 1.0 if asked is None else asked]
+
+
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_what_another_driver_did_before_the_folder_was_taken_is_not_done_again(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, warmup: int
