@@ -133,7 +133,8 @@ class Watch:
             except RayError:
                 continue  # the verb's own answer says so, with the reason
             self._answered[name] = now
-            if seen[name] != self._moved[name][0]:
+            before = self._moved[name][0]
+            if before is None or seen[name][:3] != before[:3]:  # a loss that is no number differs from itself
                 self._moved[name] = (seen[name], now)
         self._tick(seen)
         self._give_up(verb, now)

@@ -59,13 +59,13 @@ def shape(prepared: Prepared) -> tuple[int, int]:
 
 
 @contextmanager
-def on_ray(prepared: Prepared, source: Source, console: Console) -> Iterator[ActorTeam]:
+def on_ray(prepared: Prepared, source: Source, console: Console, kind: Any = RankActor) -> Iterator[ActorTeam]:
     """A team of actors with θ loaded."""
     config = prepared.config
     connect(config, console)
     hold(Storage(config.run.dir).below(config.run.name))
     groups, ranks, need, notes = room(config, *shape(prepared), console)
-    with ranks_on(config, groups, ranks, need, console) as team:
+    with ranks_on(config, groups, ranks, need, console, kind) as team:
         team.notes += notes
         assemble(
             team, config, source, prepared.parameters, prepared.standing,

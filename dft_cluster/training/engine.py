@@ -324,6 +324,7 @@ class Engine:
             examples, batch=train.batch, epochs=epochs, rank=self.place.rank, world=world, pad=pad,
             seed=train.seed, round_=round_, tokens_per_batch=train.tokens_per_batch,
         )  # fmt: skip
+        watch(0, total, 0.0)  # a first step that never ends is to be seen, too
         for number, step in enumerate(plan):
             self._set_rate(number, total)
             seen = torch.zeros((), device=self.device)

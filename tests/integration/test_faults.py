@@ -3,16 +3,24 @@
 import json
 import signal
 import time
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.experimental.internal_kv import _internal_kv_get
 
+from dft_cluster.cluster.actors import RankProcess
+from dft_cluster.cluster.launch import on_ray
 from dft_cluster.errors import InputError
 from dft_cluster.methods.job import RunFailedError
+from dft_cluster.methods.prepare import prepare
+from dft_cluster.methods.run import run
 from dft_cluster.patch import inspect
+from dft_cluster.runs.console import Console
 from tests.integration import runs
 from tests.integration.harm import Harm
 
@@ -69,6 +77,38 @@ def test_a_stopped_rank_is_noticed_and_treated_as_dead(
     noticed = next(at for at, text in said if "did not answer for 8 s" in text)
     assert 8 <= noticed - harm.done[0] <= 8 + 5
     assert any("rank new-0 did not answer" in note for note in record.identity["notes"])
+    assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_rank_that_answers_while_its_steps_stand_still_is_given_up(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, unharmed: str, step: int
+) -> None:
+    """Stuck in the middle of a step, for the first process that gets so far."""
+    stuck = tmp_path / "stuck"
+
+    class Sticking(RankProcess):
+        def fine_tune(self, *words: Any, **more: Any) -> Any:
+            taken = count(1)
+
+            def stick(*_: Any) -> None:
+                if next(taken) == step and not stuck.exists():
+                    stuck.touch()
+                    time.sleep(600)
+
+            hook = self._engine.module.register_forward_pre_hook(stick)
+            try:
+                return super().fine_tune(*words, **more)
+            finally:
+                hook.remove()
+
+    kind = ray.remote(concurrency_groups={"watch": 1})(Sticking)
+    said: list[tuple[float, str]] = []
+    config = settings(tiny_model, tiny_facts, tmp_path, "harmed", hang=8)
+    run(prepare(config), partial(on_ray, kind=kind), Console(lambda text: said.append((time.time(), text))))
+    noticed, told = next((at, text) for at, text in said if "no step for 8 s" in text)
+    assert f" at {step - 1} of " in told
+    assert 8 <= noticed - stuck.stat().st_mtime <= 8 + 5
     assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
 
 
