@@ -2,12 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -219,55 +216,6 @@ def test_a_rank_that_dies_ends_the_run_and_the_same_command_goes_on(
     resumed = runs.on_cluster(settings)
     whole = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "whole", cluster={"groups": 1}))
     assert runs.parts(resumed, 3) == runs.parts(whole, 3)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def test_the_same_line_behind_ray_job_submit(config: Path, tmp_path: Path) -> None:
-    """A head of one's own on free ports; the job's working directory is an unpacked copy of jobs/."""
-    port, dashboard, client, agent, grpc, export = free_ports(6)
-    sockets = tempfile.mkdtemp(prefix="r-")  # Ray's sockets need a short path
-    command = str(Path(sys.executable).with_name("ray"))
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    head = subprocess.Popen(
-        [command, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
-         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
-         f"--metrics-export-port={export}", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={sockets}"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    try:
-        address = f"http://127.0.0.1:{dashboard}"
-        wait_until_up(dashboard, head)
-        submit = [command, "job", "submit", "--address", address, "--working-dir", str(ROOT / "jobs"), "--",
-                  sys.executable, "update.py", str(config), "cluster.address=auto"]  # fmt: skip
-        done = subprocess.run(submit, capture_output=True, text=True, timeout=240, env=environment, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "round 3: reliability" in done.stdout
-        lines = (tmp_path / "runs" / "dft" / "metrics.jsonl").read_text().splitlines()
-        assert json.loads(lines[-1])["stop_reason"] == "method.rounds=3 done"
-    finally:
-        end(head)
-        shutil.rmtree(sockets, ignore_errors=True)
-
-
-def wait_until_up(port: int, head: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert head.poll() is None, head.communicate()[0]
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(2)
-                return
-        time.sleep(0.5)
-    pytest.fail("the head did not come up")
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,0 +1,166 @@
+"""A user's day on a cluster: submit a checkout, read the logs, stop the job, submit the same line again."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dft_cluster.patch import inspect
+from tests.integration import runs
+from tests.integration.test_job import FILED, ROOT, SECRET, end, wait_for
+
+RAY = str(Path(sys.executable).with_name("ray"))
+MARK = "said by the checkout that was uploaded"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node, with its job API and the folder of its logs."""
+
+    address: str
+    folder: Path
+    environment: dict[str, str]
+
+    def job(self, verb: str, *words: str) -> str:
+        done = subprocess.run(
+            [RAY, "job", verb, "--address", self.address, *words],
+            capture_output=True, text=True, timeout=240, env=self.environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def submit(self, checkout: Path, config: Path, *options: str) -> str:
+        words = ["python", "jobs/update.py", str(config), "cluster.address=auto"]
+        return self.job("submit", *options, "--working-dir", str(checkout), "--", *words)
+
+    @contextmanager
+    def following(self, job: str) -> Iterator[subprocess.Popen[str]]:
+        process = subprocess.Popen(
+            [RAY, "job", "logs", "--address", self.address, "--follow", job],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+@contextmanager
+def head_node(tmp_path: Path) -> Iterator[Head]:
+    """A head of one's own on free ports, with a key in its environment."""
+    port, dashboard, client, agent, grpc, export = free_ports(6)
+    sockets = Path(tempfile.mkdtemp(prefix="r-"))  # Ray's sockets need a short path
+    kept = {name: value for name, value in os.environ.items() if name not in ("WANDB_SERVICE", "RAY_ADDRESS")}
+    # `python` of a job is the one that these tests run with.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    environment = {**kept, "RAY_AUTH_MODE": "disabled", "PATH": path}
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
+         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+         f"--metrics-export-port={export}", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={sockets}"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**environment, "HF_TOKEN": SECRET}, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        wait_until_up(dashboard, process)
+        yield Head(f"http://127.0.0.1:{dashboard}", sockets, environment)
+    finally:
+        end(process)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Held together, so that no two are the same."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def wait_until_up(port: int, head: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert head.poll() is None, head.communicate()[0]
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                time.sleep(2)
+                return
+        time.sleep(0.5)
+    pytest.fail("the head did not come up")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what would be uploaded, which says so when it is run."""
+    copy = tmp_path / "checkout"
+    for name in ("dft_cluster", "jobs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    job = copy / "dft_cluster" / "cluster" / "job.py"
+    job.write_text(job.read_text() + f"\n\nprint({MARK!r})\n")
+    return copy
+
+
+@pytest.mark.parametrize("ended_by", ["ray job stop", "the loss of the head"])
+def test_submitted_ended_and_submitted_again(
+    checkout: Path, tiny_model: Path, tiny_facts: Path, tmp_path: Path, ended_by: str
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"WANDB_API_KEY={FILED}\n")
+    keys.chmod(0o600)
+    # Long enough rounds for a round to be stopped in.
+    long = {"train": {"epochs": 150}, "cluster": {"secrets": str(keys)}, "track": {"wandb": "offline"}}
+    settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", **long)
+    config = tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump(settings.to_json()))
+
+    out = tmp_path / "runs" / "dft"
+    with ExitStack() as second:
+        with ExitStack() as heads:
+            head = heads.enter_context(head_node(tmp_path))
+            told = head.submit(checkout, config, "--no-wait")
+            found = re.search(r"raysubmit_\w+", told)
+            assert found, told
+            with head.following(found[0]) as logs:
+                wait_for(logs, "round 2 …")
+                if ended_by == "ray job stop":
+                    head.job("stop", found[0])
+                    assert "was stopped" in head.job("status", found[0])
+                    assert "round 1: reliability" in head.job("logs", found[0])
+                    second.push(heads.pop_all())
+        assert (out / "checkpoints" / "round-0001" / "manifest.json").exists()
+        assert not (out / "patch.safetensors").exists()
+
+        if ended_by != "ray job stop":
+            head = second.enter_context(head_node(tmp_path))
+        again = head.submit(checkout, config)
+        assert "resuming after round" in again
+        assert MARK in again, "the checkout was uploaded, and goes before what is installed"
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["stop_reason"] == "method.rounds=3 done"
+        assert [line["round"] for line in lines[:-1]] == [0, 1, 2, 3]
+        asked = head.job("list")
+        for secret in (SECRET, FILED):
+            assert secret not in again + asked
+            for file in (*out.rglob("*"), *(head.folder / "session_latest" / "logs").rglob("*")):
+                assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+
+    whole = runs.config(tiny_model, tiny_facts, tmp_path / "whole", train={"epochs": 150})
+    runs.alone(whole.model_copy(update={"cluster": whole.cluster.model_copy(update={"groups": 1})}))
+    assert (
+        inspect(out / "patch.safetensors").result_fingerprint
+        == inspect(tmp_path / "whole" / "dft" / "patch.safetensors").result_fingerprint
+    )
