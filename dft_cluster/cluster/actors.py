@@ -219,7 +219,7 @@ class ActorTeam:
             [(actor, f"{label}-{i}") for i, actor in enumerate(g)] for label, g in zip(labels, groups, strict=True)
         ]
         everyone = [one for group in named for one in group]
-        self._watch = Watch(*_unzipped(everyone), timeout, hang, tick)
+        self._watch, self._tick = Watch(*_unzipped(everyone), timeout, hang, tick), tick
         made = [ActorGroup(*_unzipped(group), self._watch) for group in named]
         self.old, self.new = made[0], made[-1]
         self.everyone = ActorGroup(*_unzipped(everyone), self._watch)
@@ -228,9 +228,16 @@ class ActorTeam:
         self.gpus = 0.0
 
     def know(self) -> None:
-        """Learns every rank's process, so that one that answers no more can be ended."""
+        """Learns every rank's process, so that one that answers no more can be ended; they are up then."""
         self._who = {name: actor.who.remote() for actor, name in _named(self.everyone)}
-        ray.wait(list(self._who.values()), num_returns=len(self._who), timeout=self._watch.timeout)
+        until, pending = time.monotonic() + self._watch.timeout, list(self._who.values())
+        while pending := ray.wait(pending, num_returns=len(pending), timeout=POLL)[1]:
+            self._tick({})
+            if time.monotonic() > until:
+                names = [name for name, reference in self._who.items() if reference in pending]
+                raise LostRankError(
+                    f"rank {', '.join(names)} did not start within {self._watch.timeout:.0f} s (cluster.timeout)"
+                )
 
     def close(self) -> None:
         """Ends the ranks, whatever they are at; those that still can clear away what they fetched."""

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dft_cluster.cluster.actors import ActorTeam, RankActor
 from dft_cluster.cluster.lock import hold
-from dft_cluster.cluster.place import Need, Node, arrange, fits, holds
+from dft_cluster.cluster.place import Need, Node, Strategy, arrange, fits, holds
 from dft_cluster.cluster.secrets import VARIABLE
 from dft_cluster.config import Config
 from dft_cluster.errors import InputError
@@ -26,6 +26,7 @@ from dft_cluster.runs.console import Console
 from dft_cluster.runs.storage import Storage
 
 PLACE_SECONDS = 60.0
+SETTLE_SECONDS = 5.0
 WAIT_POLL = 5.0
 
 
@@ -80,8 +81,7 @@ def ranks_on(
 ) -> Iterator[ActorTeam]:
     """Actors in their places, each with an empty rank."""
     console.phase(f"starting {groups * ranks} ranks in {groups} group{'s'[: groups > 1]}")
-    free = _nodes()
-    strategies = arrange(free, groups, ranks, need)
+    strategies = _arranged(groups, ranks, need)
     placed = [placement_group([need.bundle()] * ranks, strategy=strategy) for strategy in strategies]
     team: ActorTeam | None = None
     try:
@@ -91,7 +91,7 @@ def ranks_on(
         actors = [_actors(kind, group, ranks, need, threads, secrets) for group in placed]
         team = ActorTeam(actors, config.cluster.timeout, console.tick, config.cluster.hang)
         team.gpus = need.gpus
-        if "PACK" in strategies and len(free) > 1:
+        if "PACK" in strategies and len(_totals()) > 1:
             team.notes.append(
                 f"no node holds a group of {ranks} ranks with {need} each: spread over several, which is slower"
             )
@@ -102,6 +102,17 @@ def ranks_on(
             team.close()
         for group in placed:
             remove_placement_group(group)
+
+
+def _arranged(groups: int, ranks: int, need: Need) -> list[Strategy]:
+    """By what is free. Ray hears a moment late what an earlier team has given back: until then a group is not spread that need
+    not be."""
+    until = time.monotonic() + SETTLE_SECONDS
+    while "PACK" in (found := arrange(_nodes(), groups, ranks, need)):
+        if "PACK" in arrange(_totals(), groups, ranks, need) or time.monotonic() > until:
+            break
+        time.sleep(SETTLE_SECONDS / 20)
+    return found
 
 
 def _await(group: Any, config: Config, ranks: int, need: Need, console: Console) -> None:

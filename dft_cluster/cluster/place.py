@@ -6,6 +6,8 @@ from typing import Literal
 
 Node = Mapping[str, float]
 """What a node has of each resource."""
+Strategy = Literal["STRICT_PACK", "PACK"]
+"""A group on one node, or spread over as few as may be."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ def holds(nodes: Sequence[Node], need: Need) -> int:
     return sum(fits(node, need) for node in nodes)
 
 
-def arrange(nodes: Sequence[Node], groups: int, ranks: int, need: Need) -> list[Literal["STRICT_PACK", "PACK"]]:
+def arrange(nodes: Sequence[Node], groups: int, ranks: int, need: Need) -> list[Strategy]:
     """For each group: on one node (the one that has the least to spare), or spread over as few as may be."""
     left = [fits(node, need) for node in nodes]
-    chosen: list[Literal["STRICT_PACK", "PACK"]] = []
+    chosen: list[Strategy] = []
     for _ in range(groups):
         roomy = [place for place, room in enumerate(left) if room >= ranks]
         if roomy:
