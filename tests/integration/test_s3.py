@@ -4,10 +4,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from dft_cluster.patch import inspect
 from dft_cluster.runs.storage import Storage
 from tests.integration import runs
+from tests.integration.proxy import Proxy
 from tests.integration.test_rounds import Crash, crash_at
 
 ONE = {"groups": 1, "threads": 1}
@@ -23,6 +25,16 @@ ONE = {"groups": 1, "threads": 1}
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A fresh bucket of a server that ends with the tests."""
+    with serving_s3() as port:
+        yield address(port)
+
+
+def address(port: int) -> str:
+    return f"s3://runs/all?endpoint_override=127.0.0.1%3A{port}&scheme=http&region=us-east-1"
+
+
+@contextmanager
+def serving_s3() -> Iterator[int]:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -36,7 +48,7 @@ def bucket() -> Iterator[str]:
         _answers(f"http://127.0.0.1:{port}/", serving)
         make = urllib.request.Request(f"http://127.0.0.1:{port}/runs", method="PUT")
         urllib.request.urlopen(make).close()
-        yield f"s3://runs/all?endpoint_override=127.0.0.1%3A{port}&scheme=http&region=us-east-1"
+        yield port
     finally:
         serving.terminate()
         serving.wait(timeout=30)
@@ -74,6 +86,55 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(
     for name in ("config.json", "metrics.jsonl", "report.html", "base/model.safetensors", "model/model.safetensors"):
         assert storage.size(name), name
     assert [line["round"] for line in record.rounds] == [line["round"] for line in here.rounds] == [0, 1, 2]
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with serving_s3() as port:
+        made = Proxy(port)
+        yield made
+        made.close()
+
+
+def fingerprint(uri: str, folder: Path) -> str:
+    return inspect(Storage(uri).below("dft").fetch("patch.safetensors", folder)).result_fingerprint
+
+
+def test_storage_that_is_slow_and_then_away_for_a_while_is_waited_for(
+    proxy: Proxy, tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    more = {"method": {"rounds": 2}, "cluster": ONE}
+    runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, **more))
+
+    def say(text: str) -> None:
+        if "round 1 …" in text:
+            proxy.delay = 0.1
+        elif "round 2 …" in text:
+            proxy.shut()
+            threading.Timer(3.0, proxy.open).start()
+
+    there = runs.config(tiny_model, tiny_facts, tmp_path, **more, run={"dir": address(proxy.port)})
+    record = runs.alone(there, say)
+    assert proxy.turned_away > 0
+    assert [line["round"] for line in record.rounds] == [0, 1, 2]
+    assert fingerprint(there.run.dir, tmp_path / "there") == fingerprint(str(tmp_path), tmp_path / "here")
+
+
+def test_storage_that_stays_away_ends_the_run_with_the_round_before_whole(
+    proxy: Proxy, tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dft_cluster.runs.patience.PAUSES", (0.1, 0.1))
+    more = {"method": {"rounds": 2}, "cluster": ONE}
+    runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, **more))
+    there = runs.config(tiny_model, tiny_facts, tmp_path, **more, run={"dir": address(proxy.port)})
+    with pytest.raises(OSError, match="AWS Error"):
+        runs.alone(there, lambda text: proxy.shut() if "round 2 …" in text else None)
+    proxy.open()
+    assert [one.number for one in runs.read(there).checkpoints.finished()] == [1]
+    said: list[str] = []
+    runs.alone(there, said.append)
+    assert any("resuming after round 1" in line for line in said)
+    assert fingerprint(there.run.dir, tmp_path / "there") == fingerprint(str(tmp_path), tmp_path / "here")
 
 
 @pytest.mark.usefixtures("cluster")
