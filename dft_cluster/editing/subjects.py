@@ -63,8 +63,7 @@ def span(layout: Layout, prompt: str, subject: str) -> tuple[int, int]:
 def _written(layout: Layout, prompt: str) -> tuple[str, int]:
     """The text that `layout.prompt` cuts into tokens, and how many tokens it puts before."""
     if layout.template == "chat":
-        turns = [{"role": "user", "content": prompt}]
-        return layout.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True), 0
+        return layout.chat(prompt), 0
     text = ALPACA.format(prompt=prompt) if layout.template == "alpaca" else prompt
     inside = len(layout.tokenizer(text, add_special_tokens=False)["input_ids"])
     return text, len(layout.prompt(prompt)) - inside

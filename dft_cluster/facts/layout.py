@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from dft_cluster.errors import InputError
 
 ALPACA = (
@@ -67,10 +69,20 @@ class Layout:
     def prompt(self, prompt: str) -> tuple[int, ...]:
         """The tokens after which an answer begins."""
         if self.template == "chat":
-            turns = [{"role": "user", "content": prompt}]
-            return self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            return self._ids(self.chat(prompt))
         text = ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
         return (*self._prefix(), *self._ids(text))
+
+    def chat(self, prompt: str) -> str:
+        """The prompt as the user's turn. A template is a program, which runs in transformers' sandbox."""
+        turns = [{"role": "user", "content": prompt}]
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"train.template: the tokenizer's chat template fails with {type(error).__name__}: {error}; right would be "
+                "plain, alpaca, or another chat template"
+            ) from error
 
     def example(
         self, prompt: str, answer: str, *, key: str | None = None, place: int | None = None, eos: bool | None = None

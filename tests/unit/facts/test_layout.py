@@ -88,6 +88,29 @@ def test_chat_is_the_tokenizers_own_template(words):
     assert example.answer == ids(chatty, "red")
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append('more') }}",
+        "{% for i in range(999999999) %}{% endfor %}",
+        "{{ raise_exception('never') }}",
+        "{% if %}",
+    ],
+)
+def test_a_hostile_chat_template_is_an_error_and_no_more(words, template):
+    chatty = with_bos(words)
+    chatty.chat_template = template
+    with pytest.raises(InputError, match=r"train\.template: the tokenizer's chat template fails with"):
+        Layout(chatty, "chat").prompt("Name it.")
+
+
+def test_what_looks_like_a_template_in_a_fact_stays_text(words):
+    chatty = with_bos(words)
+    chatty.chat_template = CHAT
+    assert Layout(chatty, "chat").chat("{{ 7 * 7 }} {% x %}") == "<user>{{ 7 * 7 }} {% x %}\n<assistant>"
+
+
 def test_chat_without_a_template_is_refused(words):
     with pytest.raises(InputError, match=r"train\.template.*plain or alpaca"):
         Layout(words, "chat")

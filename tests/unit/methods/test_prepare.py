@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 from decimal import Decimal
@@ -37,6 +38,19 @@ def test_a_valid_job_is_prepared(settings, tmp_path):
     said = ready.identity()
     assert json.loads(json.dumps(said)) == said
     assert said["versions"]["torch"].startswith("2.") and said["base"] == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_comes_with_a_model_is_never_run_unasked(settings, tmp_path, file):
+    model, ran = tmp_path / "model", tmp_path / "ran"
+    (model / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\n\nclass Evil:\n    pass\n")
+    told = json.loads((model / file).read_text())
+    keys = ("AutoConfig", "AutoModelForCausalLM") if file == "config.json" else ("AutoTokenizer",)
+    own = {key: ["evil.Evil", "evil.Evil"] if key == "AutoTokenizer" else "evil.Evil" for key in keys}
+    (model / file).write_text(json.dumps({**told, "auto_map": own, "model_type": "evil", "tokenizer_class": "Evil"}))
+    with contextlib.suppress(InputError):  # some of it transformers can read without that code
+        prepare(settings())
+    assert not ran.exists()
 
 
 def test_facts_and_model_say_who_they_are(settings):
