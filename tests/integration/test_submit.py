@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from tests.integration import runs
 from tests.integration.test_job import FILED, ROOT, SECRET, end, wait_for
 
 RAY = str(Path(sys.executable).with_name("ray"))
+Json = dict[str, Any]
 MARK = "said by the checkout that was uploaded"
 
 
@@ -36,7 +38,7 @@ class Head:
     def job(self, verb: str, *words: str) -> str:
         done = subprocess.run(
             [RAY, "job", verb, "--address", self.address, *words],
-            capture_output=True, text=True, timeout=240, env=self.environment, check=False,
+            capture_output=True, text=True, timeout=200, env=self.environment, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -58,7 +60,7 @@ class Head:
 
 
 @contextmanager
-def head_node(tmp_path: Path) -> Iterator[Head]:
+def head_node(tmp_path: Path, scaling: Json | None = None) -> Iterator[Head]:
     """A head of one's own on free ports, with a key in its environment."""
     port, dashboard, client, agent, grpc, export = free_ports(6)
     sockets = Path(tempfile.mkdtemp(prefix="r-"))  # Ray's sockets need a short path
@@ -66,11 +68,20 @@ def head_node(tmp_path: Path) -> Iterator[Head]:
     # `python` of a job is the one that these tests run with.
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     environment = {**kept, "RAY_AUTH_MODE": "disabled", "PATH": path}
+    known = {**environment, "HF_TOKEN": SECRET}
+    options = ["--num-cpus=2"]
+    if scaling is not None:
+        nodes = tmp_path / "nodes.json"
+        nodes.write_text(
+            json.dumps({**scaling, "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}"}})
+        )
+        options = ["--num-cpus=0", f"--autoscaling-config={nodes}"]
+        known |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     process = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
          f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
-         f"--metrics-export-port={export}", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={sockets}"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**environment, "HF_TOKEN": SECRET}, cwd=tmp_path,
+         f"--metrics-export-port={export}", "--include-dashboard=true", f"--temp-dir={sockets}", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=known, cwd=tmp_path,
     )  # fmt: skip
     try:
         wait_until_up(dashboard, process)
@@ -164,3 +175,43 @@ def test_submitted_ended_and_submitted_again(
         inspect(out / "patch.safetensors").result_fingerprint
         == inspect(tmp_path / "whole" / "dft" / "patch.safetensors").result_fingerprint
     )
+
+
+NODES: Json = {
+    "cluster_name": "tried",
+    "max_workers": 2,
+    "upscaling_speed": 2,
+    "idle_timeout_minutes": 5,
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+    # What a cluster launcher would fill in.
+    **{key: {} for key in ("auth", "docker", "file_mounts")},
+    **{f"{whose}{what}_commands": [] for whose in ("head_", "worker_") for what in ("setup", "start_ray")},
+    **{
+        key: []
+        for key in (
+            "cluster_synced_files",
+            "initialization_commands",
+            "rsync_exclude",
+            "rsync_filter",
+            "setup_commands",
+        )
+    },
+    "file_mounts_sync_continuously": False,
+}
+
+
+def test_an_autoscaler_brings_the_nodes_that_a_job_waits_for(
+    checkout: Path, tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    """Ray's own autoscaler, which starts nodes on this machine when they are asked for."""
+    waits = {"groups": 2, "ranks_per_group": 1, "threads": 1, "wait": 120}
+    config = tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump(runs.config(tiny_model, tiny_facts, tmp_path / "runs", cluster=waits).to_json()))
+    with head_node(tmp_path, NODES) as head:
+        said = head.submit(checkout, config)
+    assert "waiting for room: 2 group(s) of 1 rank(s)" in said
+    assert "round 3: reliability" in said
