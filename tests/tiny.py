@@ -71,11 +71,11 @@ def model(
 ARCHITECTURES = ("llama", "gpt2", "gptj", "bloom", "mistral", "qwen2", "gpt_neox")
 
 
-def architecture(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+def architecture(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, layers: int = 2) -> Path:
     """A tiny random model of another family, with the same tokenizer."""
     torch.manual_seed(0)
     words = tokenizer()
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+    size = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "initializer_range": 0.2}
     ends = {"eos_token_id": words.eos_token_id, "bos_token_id": None}
     gated = {"intermediate_size": 64, "num_key_value_heads": 2}
     own = {

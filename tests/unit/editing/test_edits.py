@@ -14,9 +14,12 @@ from dft_cluster.config_file import validate
 from dft_cluster.editing import layers
 from dft_cluster.editing.anatomy import Anatomy
 from dft_cluster.editing.covariance import Covariance
+from dft_cluster.editing.requests import request, subjects
+from dft_cluster.editing.values import Place
 from dft_cluster.errors import InputError
 from dft_cluster.facts.layout import Layout
 from dft_cluster.facts.readers import read
+from dft_cluster.methods import editing
 from dft_cluster.methods.job import Job
 from dft_cluster.methods.memit import Memit
 from dft_cluster.methods.rome import Rome
@@ -194,6 +197,42 @@ def test_a_round_makes_the_new_answers_likelier(
     fresh, *_ = one_round(again)
     assert any("kept from an earlier run" in line for line in again)
     assert all(torch.equal(a[2:], b[2:]) for a, b in zip(rank._engine.masters, fresh._engine.masters, strict=True))
+
+
+@pytest.mark.parametrize("family", tiny.ARCHITECTURES)
+def test_memit_over_several_layers_is_the_closed_form_layer_by_layer(
+    family: str, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole round against a direct solve in float64, with keys and states read anew after each layer."""
+    monkeypatch.setenv("DFT_CACHE", str(tmp_path / "cache"))
+    chosen, folder = [0, 1, 2], tiny.architecture(family, tmp_path / "model", layers=4)
+    weight = 0.5  # so little that the keys of so small a model count beside it
+    settings = {"contexts": 2, "context_tokens": 3, "batch": 3, "clamp": 20.0, "covariance_weight": weight}
+    work = job(folder, tiny_facts, "memit", [], method={"layers": chosen}, editing=settings)
+    memit = Memit(work.config)
+    edited, plain = (Seat(folder, memit.weights(work.config, folder, work.parameters)) for _ in range(2))
+    memit.round(SimpleNamespace(everyone=Alone(edited)), work, 1)
+
+    team: Any = SimpleNamespace(everyone=Alone(plain))
+    before = editing.prefixes(team, work, work.config.editing.contexts)
+    requests = [request(work.layout, fact, before) for fact in work.facts]
+    editing.covariances(team, work, chosen, requests)
+    values = editing.values_of(team, work, requests, Place(2, inside=False), 20.0)
+    rows = [subjects(work.layout, fact, before) for fact in work.facts]
+    anatomy = Anatomy(plain._engine.module)
+    moved = 0.0
+    for layer in chosen:
+        keys, states = editing.keys_of(team, rows, layer, 2)
+        k = ((keys[:, 0] + keys[:, 1:].mean(1)) / 2).double().T
+        missing = (values.wanted - states[:, 0]).double().T / (2 - layer + 1)
+        assert plain._covariances is not None
+        direct = missing @ k.T @ torch.linalg.inv(weight * plain._covariances[layer].solid() + k @ k.T)
+        moved += float(direct.norm())
+        weight_of(anatomy, layer).add_(direct.float())
+    assert moved > 1e-3
+    for layer in chosen:
+        found = weight_of(Anatomy(edited._engine.module), layer)
+        torch.testing.assert_close(found, weight_of(anatomy, layer), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
