@@ -154,6 +154,23 @@ def test_a_comparison_that_was_stopped_goes_on(tree: Json) -> None:
     assert touched(out / "cells" / "tiny.places.dft.0") == before
 
 
+def test_a_cell_that_was_killed_goes_on_within(tree: Json) -> None:
+    def die(text: str) -> None:
+        if "] round 2 …" in text:
+            raise KeyboardInterrupt
+
+    methods = {"full": tree["methods"]["full"]}
+    with pytest.raises(KeyboardInterrupt):
+        compare(checked({**tree, "methods": methods}), Launches(), Console(die))
+    said: list[str] = []
+    found = compare(checked({**tree, "methods": methods}), Launches(), Console(said.append))
+    assert any("resuming after round 1" in line for line in said)
+    whole = run({**tree, "run": {**tree["run"], "name": "whole"}}, methods=methods)
+    one, other = (cell(each, "tiny.places.full.0") for each in (found, whole))
+    assert one["figures"] == other["figures"]
+    assert [p["reliability"] for p in one["points"]] == [p["reliability"] for p in other["points"]]
+
+
 def test_a_cell_that_fails_is_shown_and_tried_again(tree: Json) -> None:
     methods = {"none": {"method": {"top": 1e-9}}, **tree["methods"]}
     found = run(tree, Launches(0, RuntimeError("the rank is gone")), methods=methods)
