@@ -1,7 +1,9 @@
 """What the tests share: a tiny model made once, and one embedded Ray for those that need a cluster."""
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,16 @@ os.environ.update(
     DS_ACCELERATOR="cpu", RAY_USAGE_STATS_ENABLED="0", HF_HUB_DISABLE_PROGRESS_BARS="1",
 )  # fmt: skip
 os.environ.pop("WANDB_API_KEY", None)
+# Nothing that tests measure is found by a user's runs, or by later tests; the ranks of the session's Ray inherit it.
+CACHE = tempfile.mkdtemp(prefix="dft-cache-")
+os.environ["DFT_CACHE"] = CACHE
 os.environ.pop("RAY_ADDRESS", None)
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

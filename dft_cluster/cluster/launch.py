@@ -66,13 +66,17 @@ def on_ray(prepared: Prepared, source: Source, console: Console, kind: Any = Ran
     connect(config, console)
     hold(Storage(config.run.dir).below(config.run.name))
     groups, ranks, need, notes = room(config, *shape(prepared), console)
-    with ranks_on(config, groups, ranks, need, console, kind) as team:
-        team.notes += notes
-        assemble(
-            team, config, source, prepared.parameters, prepared.standing,
-            device="cuda" if need.gpus else "cpu", threads=threads_of(config, groups * ranks, need),
-        )  # fmt: skip
-        yield team
+    try:
+        with ranks_on(config, groups, ranks, need, console, kind) as team:
+            team.notes += notes
+            assemble(
+                team, config, source, prepared.parameters, prepared.standing,
+                device="cuda" if need.gpus else "cpu", threads=threads_of(config, groups * ranks, need),
+            )  # fmt: skip
+            yield team
+    except LostRankError as lost:
+        lost.gpus = need.gpus
+        raise
 
 
 @contextmanager

@@ -6,6 +6,7 @@ the next. Nothing is deleted: a key that was free again could be taken by a job 
 
 from itertools import count
 from posixpath import normpath
+from urllib.parse import parse_qs, urlsplit
 
 import ray
 from ray._private.state import jobs
@@ -36,4 +37,7 @@ def hold(folder: Storage) -> None:
 
 def address(folder: Storage) -> str:
     """The same for all ways to write a folder down."""
-    return str(folder.local.resolve()) if folder.local else f"{folder.system.type_name}:{normpath(folder.root)}"
+    if folder.local:
+        return str(folder.local.resolve())
+    server = parse_qs(urlsplit(folder.uri).query).get("endpoint_override", [""])[0]
+    return f"{folder.system.type_name}:{server}/{normpath(folder.root)}"

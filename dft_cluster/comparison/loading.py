@@ -21,9 +21,13 @@ SHARED = {
 """Sections that may not stand there: the comparison places its runs itself, and what is measured is one for all methods."""
 OWN = {
     "train.seed": "`seeds` sets it",
-    "converge.keep": "a run ends with the round that its search chose, else with the last: never by the reported facts",
+    "converge.keep": "a run ends with the round that its search chose, else with its last",
 }
 """Keys that stand nowhere: the comparison sets them."""
+SEARCHED = {
+    f"converge.{key}": "with a search no run ends by what the reported facts say" for key in ("reliability", "patience")
+}
+"""Keys that stand nowhere beside a search."""
 SAME = {
     **OWN,
     "train.template": "all methods are asked alike, set it in base, models or data",
@@ -109,7 +113,10 @@ def _misplaced(settings: CompareSettings) -> Iterator[str]:
             yield f"{place}.{name}: must not stand here; the comparison sets it, or it is one for all {axis}"
         yield from (
             f"{place}.{key}: {why}"
-            for key, why in (SAME if axis == "methods" else OWN).items()
+            for key, why in {
+                **(SAME if axis == "methods" else OWN),
+                **(SEARCHED if settings.search else {}),
+            }.items()
             if key.partition(".")[2] in tree.get(key.partition(".")[0], {})
         )
 
@@ -152,8 +159,9 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
             if not all(name.partition(".")):
                 yield f"search.over.{label}.{name}: write it as section.key, for example train.lr"
                 continue
-            if name in SAME or name.partition(".")[0] in SHARED["methods"]:
-                yield f"search.over.{label}.{name}: {SAME.get(name, 'is one for all methods, and no setting of one')}"
+            refused = SAME | SEARCHED
+            if name in refused or name.partition(".")[0] in SHARED["methods"]:
+                yield f"search.over.{label}.{name}: {refused.get(name, 'is one for all methods, and no setting of one')}"
                 continue
             for value in tried:
                 tree = laid(sections(settings, model, data, label), dotted({name: value}))

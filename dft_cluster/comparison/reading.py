@@ -1,5 +1,6 @@
 """What a finished run of a comparison says: its figures, its costs, its trajectory, its outcome fact by fact."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,12 @@ def outcomes(record: Record, name: str = "final") -> dict[str, Outcomes]:
     return dict(record.storage.read_json(file)) if record.storage.exists(file) else {}
 
 
-def outcomes_by_round(record: Record) -> dict[str, dict[int, Outcomes]]:
-    """By metric and measured round, the same."""
+def outcomes_by_round(record: Record, rounds: Iterable[int]) -> dict[str, dict[int, Outcomes]]:
+    """By metric and round, the same."""
     found: dict[str, dict[int, Outcomes]] = {metric: {} for metric in METRICS}
-    for line in record.rounds:
-        for metric, one in outcomes(record, f"round-{line['round']:04d}").items():
-            found[metric][line["round"]] = one
+    for number in rounds:
+        for metric, one in outcomes(record, f"round-{number:04d}").items():
+            found[metric][number] = one
     return found
 
 

@@ -125,8 +125,10 @@ def dotted(setting: Mapping[str, Any]) -> dict[str, Any]:
 
 def sections(settings: CompareSettings, model: str, data: str, method: str | None = None) -> dict[str, Any]:
     """The tree of a run before its seed, its place and a chosen setting are laid over it."""
+    # A search chooses the round to end with; nothing that the reported facts say may end a run before it.
+    to_the_end = {"reliability": "off", "patience": "off"} if settings.search else {}
     return laid(
-        {"track": {"wandb": "off"}, "converge": {"keep": "last"}},
+        {"track": {"wandb": "off"}, "converge": {"keep": "last", **to_the_end}},
         settings.base,
         settings.models[model],
         settings.data_of(data),

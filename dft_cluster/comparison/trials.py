@@ -133,4 +133,5 @@ class _Bench:
             for line in record.rounds
             if line["round"] > 0 and "reliability" in line
         }
+        assert measured, "nothing ends a trial before its first round"
         return measured, seconds * reading.ranks(record.rounds[0])

@@ -78,7 +78,15 @@ class Layout:
         turns = [{"role": "user", "content": prompt}]
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise InputError(
                 f"train.template: the tokenizer's chat template fails with {type(error).__name__}: {error}; right would be "
                 "plain, alpaca, or another chat template"

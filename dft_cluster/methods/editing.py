@@ -122,8 +122,8 @@ def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[
     job.say(f"covariance of the keys: {text.tokens:,} tokens, {text.source}")
     if text.tokens < inner:
         job.say(
-            f"warning: the covariance comes from too little text, {text.tokens:,} tokens for keys of width {inner:,}; a ridge "
-            "keeps it solvable. Right would be a longer text (editing.covariance: a text file or a hub data set)"
+            f"warning: the covariance comes from too little text, {text.tokens:,} tokens for keys of width {inner:,}; it is "
+            "shrunk so that it stays solvable. Right would be a longer text (editing.covariance: a text file or a hub data set)"
         )
     (missing, notes), *_ = team.everyone.call(Rank.recall_covariances, chosen, text.fingerprint, len(text.passages))
     for note in notes:

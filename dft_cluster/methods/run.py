@@ -1,4 +1,4 @@
-"""A run from its first word to its last: prepare, warm up, measure, round after round, keep the best, leave the patch."""
+"""A run from its first word to its last: warm up, measure, round after round, back to the one to keep, leave the patch."""
 
 import secrets
 import tempfile
@@ -71,7 +71,7 @@ class _Run:
         self.result: dict[str, Any] | None = None
         self.began = time.perf_counter()
         self.useful = 0.0  # seconds of fine-tuning and evaluation
-        self.earlier = max((line.get("at", 0.0) for line in record.rounds), default=0.0)
+        self.earlier = self._until_now()
         self.texts: dict[int, str] = {}
         self.decoded = -1  # the last round whose free answers were asked for in this process
         self.tracker: Tracker | None = None
@@ -120,6 +120,7 @@ class _Run:
             except LostRankError as lost:
                 # A finished round between two failures shows that the run can be saved.
                 failures = [*(failures if self.next == before else []), str(lost)]
+                self._remember_gpus(lost.gpus)
                 self.lost(failures, lost)
             except InputError as error:
                 if not failures:
@@ -130,29 +131,38 @@ class _Run:
     def serve(self, launch: Launch, *, rounds: bool) -> None:
         """One team: the warm-up where it is due, then rounds up to the end, or to one that needs other ranks."""
         seat = self._on_what_it_began(self.prepared.seat(min(self.next, self.config.method.rounds)))
-        with launch(seat, self.source, self.console) as self.team:
+        source = self.source
+        with launch(seat, source, self.console) as self.team:
             try:
-                self.record.look_again()
-                self.result = self.record.result
-                if self.result is not None:
-                    return
-                if self.team.gpus:
-                    self.record.identity["gpus_per_rank"] = self.team.gpus
+                if not self.record.begun:
+                    self._look_again()
+                    if self.result is not None:
+                        return
+                self._remember_gpus(self.team.gpus)
                 self.record.begin()
                 for note in self.team.notes:
                     self.console.say(note)
                     self.record.note(note)
                 self._prove_shared_folder()
-                warming = self.next == WARM_UP
-                if warming:
+                if self.next == WARM_UP:
                     self._warm_up()
                 if not rounds or self._other_than(seat, self.next):
                     return
-                if warming:
+                if self.source != source:
                     self.team.everyone.call(Rank.load, self.source)
                 self._rounds(seat)
             except InputError as error:
                 raise RunFailedError(str(error)) from error
+
+    def _look_again(self) -> None:
+        """The folder is this driver's alone from now on; until a moment ago another one may have been at work in it."""
+        self.record.look_again()
+        self.earlier = self._until_now()
+        self.result = self.record.result
+
+    def _until_now(self) -> float:
+        """Seconds that drivers before this one were at work."""
+        return max((line.get("at", 0.0) for line in self.record.rounds), default=0.0)
 
     def _on_what_it_began(self, seat: Prepared) -> Prepared:
         """A run that was begun on GPUs waits for GPUs (or is refused): it would never end on CPUs, unless that is asked for."""
@@ -161,6 +171,10 @@ class _Run:
             return seat
         update = {"cluster": cluster.model_copy(update={"gpus_per_rank": known})}
         return replace(seat, config=seat.config.model_copy(update=update))
+
+    def _remember_gpus(self, each: float) -> None:
+        if each:
+            self.record.identity["gpus_per_rank"] = each
 
     def lost(self, failures: list[str], last: LostRankError) -> None:
         """Ranks are gone: says so, and lets new ones go on from the last finished round, unless that has failed too often."""

@@ -10,6 +10,9 @@ T = TypeVar("T")
 class LostRankError(RuntimeError):
     """Ranks are gone, or do not answer in time; the last finished round is safe, and new ranks can go on from it."""
 
+    gpus = 0.0
+    """GPUs that each of them had."""
+
 
 class Pending(Protocol[T]):
     """Calls under way; `wait` gives every rank's answer, in rank order."""

@@ -22,6 +22,8 @@ class Record:
         self.checkpoints = Checkpoints(self.storage)
         self.lines: list[dict[str, Any]] = []
         self.identity: dict[str, Any] = {}
+        self.begun = False
+        """Whether the folder is this driver's own by now."""
 
     @property
     def exists(self) -> bool:
@@ -52,7 +54,7 @@ class Record:
             self.lines = [line for raw in said if (line := _whole(raw)) is not None]
 
     def look_again(self) -> None:
-        """What another driver did here until the folder was this one's alone counts; own notes stay."""
+        """Before `begin`: what another driver did here until the folder was this one's alone counts; own notes stay."""
         notes = self.identity.get("notes", [])
         if self.exists:
             self.look(self.identity)
@@ -61,6 +63,7 @@ class Record:
 
     def begin(self) -> None:
         """Makes the folder of a new run, and keeps what `look` had to note of one that goes on."""
+        self.begun = True
         self.storage.make()
         self.storage.write_json("config.json", self.identity)
         if self.storage.exists("metrics.jsonl") and not self.storage.read("metrics.jsonl").endswith(b"\n"):

@@ -43,7 +43,7 @@ class RunData:
 
     @property
     def kept(self) -> Json:
-        """The line of the round whose weights the run kept: the best one, or by config the last."""
+        """The line of the round whose weights the run kept: the best one, or by config the last or the one asked for."""
         best = self.end.get("best_round") if self.setting("converge.keep") != "last" else None
         return next((line for line in self.rounds if line["round"] == best), self.rounds[-1] if self.rounds else {})
 

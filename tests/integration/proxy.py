@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 
@@ -12,6 +13,7 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._to, self._open, self.delay = port, True, 0.0
         self.turned_away = 0
+        self.on_turning_away: Callable[[], None] = lambda: None
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
         self._ends: set[socket.socket] = set()
@@ -38,8 +40,13 @@ class Proxy:
                 if not self._open:
                     self.turned_away += 1
                     near.close()
+                    self.on_turning_away()
                     continue
-                far = socket.create_connection(("127.0.0.1", self._to))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._to))
+                except OSError:
+                    near.close()
+                    continue
                 self._ends |= {near, far}
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=self._pass, args=(one, other), daemon=True).start()

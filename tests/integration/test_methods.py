@@ -1,6 +1,7 @@
 """Every method through the whole run: its defining equation, the patch it leaves, and going on after a crash."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from dft_cluster.errors import InputError
 from dft_cluster.methods.prepare import prepare
+from dft_cluster.models.source import cache_folder
 from dft_cluster.patch import Folder, apply, fingerprint, inspect
 from dft_cluster.runs.parts import Part
 from dft_cluster.runs.record import Record
@@ -286,14 +288,12 @@ def test_the_bound_holds_when_the_weights_are_cut_up(tiny_model: Path, tiny_fact
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("method", ["full", "lora", "f_learning", "interpolate", "rome", "memit"])
-def test_two_ranks_go_where_one_goes(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
+def test_two_ranks_go_where_one_goes(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str) -> None:
     """A group of two ranks under ZeRO-2, each with half of the work and of the weights, against one process."""
     found = []
     for ranks in (1, 2):
         # A covariance measured by the one must not be found by the other.
-        monkeypatch.setenv("DFT_CACHE", str(tmp_path / f"cache-{ranks}"))
+        shutil.rmtree(cache_folder() / "covariance", ignore_errors=True)
         config = settings(
             tiny_model, tiny_facts, tmp_path, method, run={"name": f"ranks-{ranks}"},
             train={"zero_stage": 2}, cluster={"groups": 1, "ranks_per_group": ranks, "threads": 1},

@@ -235,6 +235,17 @@ def test_a_finished_run_prints_its_result_and_another_config_is_refused(
         runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1}, run={"resume": "never"}))
 
 
+def test_a_run_that_never_resumes_may_need_other_ranks_on_the_way(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    """The warm-up trains every weight, ROME one: two teams, and the folder is the run's own when the second comes."""
+    method = {"name": "rome", "rounds": 1}
+    settings = runs.config(
+        tiny_model, tiny_facts, tmp_path, method=method, warmup={"epochs": 1}, run={"resume": "never"}
+    )
+    assert run(prepare(settings), in_this_process, Console(runs.silent))["rounds"] == 1
+
+
 @pytest.mark.parametrize("asked", [None, 0.0])
 def test_a_run_that_was_begun_on_gpus_goes_on_with_gpus_unless_told_otherwise(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, asked: float | None

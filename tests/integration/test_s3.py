@@ -106,12 +106,16 @@ def test_storage_that_is_slow_and_then_away_for_a_while_is_waited_for(
     more = {"method": {"rounds": 2}, "cluster": ONE}
     runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, **more))
 
+    def once_more() -> None:
+        if proxy.turned_away == 1:
+            threading.Timer(3.0, proxy.open).start()
+
     def say(text: str) -> None:
         if "round 1 …" in text:
             proxy.delay = 0.1
         elif "round 2 …" in text:
+            proxy.on_turning_away = once_more
             proxy.shut()
-            threading.Timer(3.0, proxy.open).start()
 
     there = runs.config(tiny_model, tiny_facts, tmp_path, **more, run={"dir": address(proxy.port)})
     record = runs.alone(there, say)

@@ -99,7 +99,21 @@ def test_no_run_ends_with_a_round_chosen_by_the_reported_facts():
         axis, _, label = place.partition(".")
         tree = {"converge": {"keep": "best"}}
         told = refused(**{axis: {label: tree} if label else tree})
-        assert f"  {place}.converge.keep: a run ends with the round that its search chose" in told
+        assert f"  {place}.converge.keep: a run ends with the round that its search chose, else with its last" in told
+
+
+def test_beside_a_search_nothing_ends_a_run_early():
+    search = {"over": {"full": {"train.lr": [1e-4]}}}
+    assert sections(checked(TREE), "m", "d", "full")["converge"] == {"keep": "last"}
+    found = sections(checked({**TREE, "search": search}), "m", "d", "full")["converge"]
+    assert found == {"keep": "last", "reliability": "off", "patience": "off"}
+    told = refused(
+        base={"converge": {"reliability": 95}}, methods={"full": {"converge": {"patience": 2}}}, search=search
+    )
+    assert "  base.converge.reliability: with a search no run ends by what the reported facts say" in told
+    assert "  methods.full.converge.patience: with a search" in told
+    search["over"]["full"]["converge.patience"] = [1, 2]
+    assert "search.over.full.converge.patience: with a search" in refused(search=search)
 
 
 def test_a_control_has_as_many_rounds_as_the_method_whose_setting_it_takes():

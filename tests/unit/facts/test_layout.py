@@ -96,6 +96,8 @@ def test_chat_is_the_tokenizers_own_template(words):
         "{% for i in range(999999999) %}{% endfor %}",
         "{{ raise_exception('never') }}",
         "{% if %}",
+        "{{ messages|dictsort }}",
+        "{% macro more() %}{{ more() }}{% endmacro %}{{ more() }}",
     ],
 )
 def test_a_hostile_chat_template_is_an_error_and_no_more(words, template):
