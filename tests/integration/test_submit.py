@@ -24,6 +24,7 @@ from tests.integration.test_job import FILED, ROOT, SECRET, end, wait_for
 
 RAY = str(Path(sys.executable).with_name("ray"))
 Json = dict[str, Any]
+ROUNDS = 10
 MARK = "said by the checkout that was uploaded"
 
 
@@ -132,9 +133,10 @@ def test_submitted_ended_and_submitted_again(
     keys = tmp_path / "keys"
     keys.write_text(f"WANDB_API_KEY={FILED}\n")
     keys.chmod(0o600)
-    # Long enough rounds for a round to be stopped in.
-    long = {"train": {"epochs": 150}, "cluster": {"secrets": str(keys)}, "track": {"wandb": "offline"}}
-    settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", **long)
+    # Enough rounds to be stopped in, however long the command takes that stops them.
+    long: Json = {"train": {"epochs": 150}, "method": {"rounds": ROUNDS}}
+    kept: Json = {"cluster": {"secrets": str(keys)}, "track": {"wandb": "offline"}}
+    settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", **long, **kept)
     config = tmp_path / "job.yaml"
     config.write_text(yaml.safe_dump(settings.to_json()))
 
@@ -161,15 +163,15 @@ def test_submitted_ended_and_submitted_again(
         assert "resuming after round" in again
         assert MARK in again, "the checkout was uploaded, and goes before what is installed"
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        assert lines[-1]["stop_reason"] == "method.rounds=3 done"
-        assert [line["round"] for line in lines[:-1]] == [0, 1, 2, 3]
+        assert lines[-1]["stop_reason"] == f"method.rounds={ROUNDS} done"
+        assert [line["round"] for line in lines[:-1]] == list(range(ROUNDS + 1))
         asked = head.job("list")
         for secret in (SECRET, FILED):
             assert secret not in again + asked
             for file in (*out.rglob("*"), *(head.folder / "session_latest" / "logs").rglob("*")):
                 assert not file.is_file() or secret.encode() not in file.read_bytes(), file
 
-    whole = runs.config(tiny_model, tiny_facts, tmp_path / "whole", train={"epochs": 150})
+    whole = runs.config(tiny_model, tiny_facts, tmp_path / "whole", **long)
     runs.alone(whole.model_copy(update={"cluster": whole.cluster.model_copy(update={"groups": 1})}))
     assert (
         inspect(out / "patch.safetensors").result_fingerprint
