@@ -33,6 +33,7 @@ from dft_cluster.arithmetic.selection import (
 )
 from dft_cluster.config import Config
 from dft_cluster.errors import InputError
+from dft_cluster.facts.layout import Example
 from dft_cluster.methods.clock import Clock
 from dft_cluster.methods.job import CORE, THETA, Job, OfTheWhole, Outcome, RoundRefusedError, refuse_lost_losses
 from dft_cluster.models.structure import Parameter
@@ -80,10 +81,13 @@ class Dft(OfTheWhole):
     def round(self, team: Team, job: Job, number: int) -> Outcome:
         team.everyone.call(Rank.keep)
         learns_old = self.contrasts and (number - 1) % job.config.dft.reuse == 0
-        old, new = self._fine_tune(team, job, number, learns_old)
+        clock, taught = Clock(), job.old if learns_old else None
+        if learns_old and job.config.dft.renew:
+            taught = job.says_now(team)
+            clock.lap("draw")
+        old, new = self._fine_tune(team, job, number, taught)
         tuned = {side: one for side, one in (("old", old), ("new", new)) if one is not None}
-
-        clock = Clock()
+        clock.skip()
         try:
             refuse_lost_losses(number, **tuned)
         except RoundRefusedError:
@@ -109,13 +113,14 @@ class Dft(OfTheWhole):
             holds=THETA if job.config.dft.rest else CORE,
         )
 
-    def _fine_tune(self, team: Team, job: Job, number: int, learns_old: bool) -> tuple[FineTune | None, FineTune]:
+    def _fine_tune(
+        self, team: Team, job: Job, number: int, taught: Sequence[Example] | None
+    ) -> tuple[FineTune | None, FineTune]:
         """Old and new, side by side or one after the other; the new answers alone where the old delta is not learnt."""
-        if not learns_old:
+        if taught is None:
             new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
             return None, new
         variant = job.config.dft
-        taught = job.says_now(team) if variant.renew else job.old
         if team.paired:
             both = (
                 team.old.start(Rank.fine_tune, taught, job.pad, number, "old", variant.old_epochs),

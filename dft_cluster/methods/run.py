@@ -73,6 +73,7 @@ class _Run:
         self.useful = 0.0  # seconds of fine-tuning and evaluation
         self.earlier = self._until_now()
         self.texts: dict[int, str] = {}
+        self.drawing = 0.0  # seconds that the model's own texts took, which the first round answers for
         self.decoded = -1  # the last round whose free answers were asked for in this process
         self.tracker: Tracker | None = None
 
@@ -196,7 +197,8 @@ class _Run:
         pairs = self._pairs()
         layout, facts = self.prepared.layout, self.prepared.facts
         self.examiner = Examiner(self.config, facts, pairs, layout)
-        drawn = drawn_once(self.prepared, self.team, pairs, self.record, self.console)
+        drawn = self._useful(lambda: drawn_once(self.prepared, self.team, pairs, self.record, self.console))
+        self.drawing = drawn.seconds
         self.job = replace(
             seat.job(self.source),
             old=examples(pairs, "old", layout, drawn),
@@ -315,6 +317,8 @@ class _Run:
         method, checkpoints = self.prepared.method, self.record.checkpoints
         outcome = method.round(self.team, self.job, number)
         self.useful += outcome.training
+        if number == 1 and self.drawing:
+            outcome.seconds["draw"] = outcome.seconds.get("draw", 0.0) + self.drawing
         lap = time.perf_counter()
         folder = checkpoints.begin(number)
         parts = self._write_parts(folder, outcome.holds)

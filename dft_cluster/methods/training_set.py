@@ -4,8 +4,9 @@ The same prompts in the same order on both sides; only the answers differ. Rephr
 model's own, drawn once from the run's base, and the same for every method.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dft_cluster.config import Config
 from dft_cluster.facts.fact import Fact
@@ -33,6 +34,8 @@ class Drawn:
     contexts: Sequence[str] = ()
     keep: Sequence[tuple[int, Sequence[int]]] = ()
     rephrases: Sequence[Sequence[str]] = ()
+    seconds: float = 0.0
+    """What the drawing took."""
 
     def wordings(self, number: int, prompt: str) -> list[str]:
         """A pair's prompt with its rephrases, all of them also behind every context."""
@@ -47,7 +50,9 @@ def drawn_once(prepared: Prepared, team: Team, pairs: Sequence[Pair], record: Re
         return Drawn()
     if not storage.exists("drawn.json"):
         console.phase("drawing texts from the model")
+        began = time.perf_counter()
         drawn = draw(prepared.config, prepared.layout, team, prepared.facts, pairs)
+        drawn = replace(drawn, seconds=time.perf_counter() - began)
         if train.rephrases:
             wanted, found = train.rephrases * len(pairs), sum(map(len, drawn.rephrases))
             record.note(f"train.rephrases: of {wanted} wordings asked for, {found} were found")

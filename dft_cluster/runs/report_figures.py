@@ -11,7 +11,10 @@ from dft_cluster.runs.report_data import Json, RunData, figure, look_up
 
 METRICS = ("reliability", "generality", "locality", "portability")
 SIDES = ("old", "new")
-PHASES = ("old", "new", "exchange", "select", "apply", "evaluate", "checkpoint", "track")
+PHASES = (
+    "draw", "prefixes", "covariance", "keys", "old", "new", "exchange", "select", "apply", "edit", "search", "evaluate",
+    "checkpoint", "track",
+)  # fmt: skip
 KINDS = {"mlp": "MLP", "attention": "attention", "other": "other"}
 LANDED = {
     "conflicts": ("Conflict share", "elements that the old and the new answers pull apart"),

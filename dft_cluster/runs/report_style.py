@@ -20,11 +20,11 @@ CSS = """
 }
 .tone-reliability, .tone-new, .tone-mlp { --tone: var(--blue); }
 .tone-generality, .tone-select { --tone: var(--green); }
-.tone-locality, .tone-old, .tone-attention { --tone: var(--orange); }
-.tone-portability, .tone-exchange { --tone: var(--magenta); }
+.tone-locality, .tone-old, .tone-attention, .tone-covariance { --tone: var(--orange); }
+.tone-portability, .tone-exchange, .tone-keys { --tone: var(--magenta); }
 .tone-still-old, .tone-evaluate, .tone-other { --tone: var(--grey); }
-.tone-apply { --tone: var(--sky); }
-.tone-checkpoint { --tone: var(--olive); }
+.tone-apply, .tone-edit { --tone: var(--sky); }
+.tone-checkpoint, .tone-draw, .tone-prefixes, .tone-search { --tone: var(--olive); }
 .tone-perplexity, .tone-track { --tone: var(--ink); }
 
 * { box-sizing: border-box; }

@@ -353,6 +353,10 @@ def test_variants_on_two_groups_give_the_bits_of_one(
     pair = {"groups": 2, "ranks_per_group": 1, "threads": 1}
     two = runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, variant, run={"name": "two"}, cluster=pair))
     assert [runs.parts(one, n) for n in (1, 2)] == [runs.parts(two, n) for n in (1, 2)]
+    drawing = [number for number in (1, 2) if one.rounds[number]["seconds"].get("draw", 0.0) > 0]
+    assert drawing == {"drawn": [1], "renew": [1, 2]}.get(variant, []), (
+        "what the model writes for its training costs time, too"
+    )
 
 
 def test_a_line_search_takes_the_smallest_of_the_best(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
