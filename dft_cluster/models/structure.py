@@ -126,6 +126,12 @@ def adaptable(
             f"train.adapter: lora matches no module: looked for nn.Linear and Conv1D of {', '.join(kinds)} (lora.kinds) in the "
             f"layers, and the weights there belong to {', '.join(there) or 'none'}"
         )
+    shared = {names[0]: names for names in _owners(model).values() if len(names) > 1}
+    if (odd := next((p.name for p in found if p.name in shared), None)) is not None:
+        raise InputError(
+            f"train.adapter: lora cannot be merged into {odd}, which is the same weight as {', '.join(shared[odd][1:])}: an "
+            "adapter lies beside one of them alone. Right would be train.adapter=none, or other lora.kinds"
+        )
     return found
 
 

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from dft_cluster.errors import InputError
-from dft_cluster.models.structure import parameters, read_config, skeleton
+from dft_cluster.models import structure
+from dft_cluster.models.structure import adaptable, parameters, read_config, skeleton
 from dft_cluster.patch.folder import Folder
 from tests import tiny
 
@@ -199,3 +200,14 @@ def test_layers_are_not_the_experts_of_one(tmp_path):
     model = nn.Module()
     model.layers = nn.ModuleList([layer])
     assert _blocks(model) == "layers"
+
+
+def test_an_adapter_beside_a_weight_that_two_modules_share_is_refused(tmp_path, monkeypatch):
+    folder = tiny.model(tmp_path)
+    weights, model = parameters(folder), skeleton(folder)
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    monkeypatch.setattr(structure, "skeleton", lambda *_: model)
+    said = r"cannot be merged into model\.layers\.0\.mlp\.up_proj\.weight.* same weight as model\.layers\.1\."
+    with pytest.raises(InputError, match=said):
+        adaptable(folder, weights, ("mlp",))
+    assert all(p.kind == "attention" for p in adaptable(folder, weights, ("attention",)))
