@@ -59,7 +59,7 @@ def outcome(folder: Path) -> tuple[str, list[str]]:
 
 def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     """One after the other on one cluster, for its start is the dear part; with as many ranks as before the bits are the same."""
-    folders = {name: tmp_path / name for name in ("whole", "gone", "cut", "fewer")}
+    folders = {name: tmp_path / name for name in ("whole", "cut", "long", "gone", "fewer")}
     for folder in folders.values():
         folder.mkdir()
     with nets.Nodes() as nodes:
@@ -78,6 +78,17 @@ def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Pa
         bits, notes = outcome(folders["cut"])
         assert bits == right
         assert not any("new ranks" in note for note in notes)
+
+        # One that is out for longer than `cluster.hang`: the rank behind it counts as lost; a new one comes when it is back.
+        long = Job(nodes, job(tiny_model, tiny_facts, folders["long"], wait=150, hang=6))
+        long.wait_for("round 2 …")
+        nodes.cut(second)
+        long.wait_for("did not answer for 6 s")
+        nodes.heal(second)
+        assert long.end() == 0, long.said()
+        bits, notes = outcome(folders["long"])
+        assert bits == right
+        assert any("new ranks went on from round 1" in note for note in notes)
 
         # A node that is gone: the run waits for another one, and goes on there.
         gone = Job(nodes, job(tiny_model, tiny_facts, folders["gone"], wait=150, hang=20))
