@@ -36,13 +36,7 @@ def holds(nodes: Sequence[Node], need: Need) -> int:
 
 
 def arrange(nodes: Sequence[Node], groups: int, ranks: int, need: Need) -> list[Strategy]:
-    """For each group: on one node (the one that has the least to spare), or spread over as few as may be."""
-    left = [fits(node, need) for node in nodes]
-    chosen: list[Strategy] = []
-    for _ in range(groups):
-        roomy = [place for place, room in enumerate(left) if room >= ranks]
-        if roomy:
-            left[min(roomy, key=lambda place: left[place])] -= ranks
-        chosen.append("STRICT_PACK" if roomy else "PACK")
-    # Those on one node are placed first, or a spread group could take their room.
-    return sorted(chosen, key=lambda strategy: strategy == "PACK")
+    """For each group: on one node, or spread over as few as may be. Those on one node are placed first, or a spread group could
+    take their room; groups are alike, so that it does not matter which node takes which."""
+    packed = min(groups, sum(fits(node, need) // ranks for node in nodes))
+    return ["STRICT_PACK" if group < packed else "PACK" for group in range(groups)]

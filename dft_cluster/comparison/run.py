@@ -12,7 +12,7 @@ from typing import Any
 
 from dft_cluster.comparison import reading, results, writing
 from dft_cluster.comparison.results import Cell, Row
-from dft_cluster.comparison.running import Runs, finished
+from dft_cluster.comparison.running import Runs
 from dft_cluster.comparison.settings import CompareSettings, dotted, laid, sections
 from dft_cluster.comparison.split import Split, split
 from dft_cluster.comparison.statistics import at_level
@@ -97,7 +97,7 @@ class Comparison:
         for cell in self.rows:
             if self.searches is None or self.searches.done(cell.model, cell.data, cell.method):
                 try:
-                    record = finished(self._config(cell), self.splits[cell.data].reported)
+                    record = self.runs.finished(self._config(cell), self.splits[cell.data].reported)
                 except InputError as error:
                     problems.append(str(error))
                 else:

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dft_cluster.comparison.settings import config_of
@@ -13,6 +14,7 @@ from dft_cluster.methods import run as runs
 from dft_cluster.methods.job import RunFailedError
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.methods.run import Launch
+from dft_cluster.patch.fingerprint import fingerprint
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.record import Record
 from dft_cluster.runs.storage import Storage
@@ -24,6 +26,7 @@ class Runs:
     def __init__(self, launch: Launch, console: Console, room: Storage) -> None:
         self.launch, self.console, self.room = launch, console, room
         self._lost: dict[str, Exception] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def config(self, tree: Mapping[str, Any], seed: int, folder: str, name: str, warm: str) -> Config:
         """The config of a run in `folder`/`name` that starts from the warmed model `warm`, where there is a warm-up."""
@@ -31,9 +34,22 @@ class Runs:
 
     def run(self, config: Config, facts: Sequence[Fact]) -> Record:
         runs.run(prepare(config, facts), self.launch, self.console)
-        record = finished(config, facts)
+        record = self.finished(config, facts)
         assert record is not None
         return record
+
+    def finished(self, config: Config, facts: Sequence[Fact]) -> Record | None:
+        """The run of this config, if it has ended; refused where its folder holds another one."""
+        record = Record(config)
+        record.look({"fingerprints": {"facts": fingerprint_of(facts), **self._known(config.model.name)}})
+        return record if record.result is not None else None
+
+    def _known(self, model: str) -> dict[str, str]:
+        """The fingerprint of a model that is a folder: it may have come from elsewhere, with the folder of the comparison."""
+        if model not in self._fingerprints and Path(model, "config.json").is_file():
+            self.console.phase("taking the model's fingerprint")
+            self._fingerprints[model] = fingerprint(model)
+        return {"model": self._fingerprints[model]} if model in self._fingerprints else {}
 
     def warm(self, tree: Mapping[str, Any], seed: int, name: str, facts: Sequence[Fact]) -> None:
         """Teaches the old answers once, for all methods. A warm-up that failed is not tried again in this start."""
@@ -70,10 +86,3 @@ class Runs:
             return str(error)
         self.console.say("".join(traceback.format_exception(error)))
         return f"{type(error).__name__}: {error}"
-
-
-def finished(config: Config, facts: Sequence[Fact]) -> Record | None:
-    """The run of this config, if it has ended; refused where its folder holds another one."""
-    record = Record(config)
-    record.look({"fingerprints": {"facts": fingerprint_of(facts)}})
-    return record if record.result is not None else None

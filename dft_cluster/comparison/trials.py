@@ -11,6 +11,7 @@ from dft_cluster.comparison.search import Measured, Search, Setting, TrialFailed
 from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections
 from dft_cluster.config_file import validate
 from dft_cluster.facts.fact import Fact, fingerprint_of
+from dft_cluster.runs.record import FREE, PLACES
 
 FILE = "search.json"
 
@@ -37,6 +38,8 @@ class Searches:
         problems = []
         for name, model, data, method in self._each():
             now, before = self._asked(model, data, method), kept["asked"].get(name, {})
+            if before:
+                before = {**before, "sections": _said(before["sections"])}
             if changed := [key for key in before if before[key] != now[key]]:
                 problems.append(
                     f"{self.runs.room.uri}/{FILE}: the search {name} was begun with other {', '.join(changed)}; it cannot go "
@@ -88,7 +91,7 @@ class Searches:
                 mode="json", include={"trials", "device_seconds", "rungs", "reliability", "seed"}
             ),
             "over": self.search.over[method],
-            "sections": {k: v for k, v in validate(tree).to_json().items() if k not in ("cluster", "run", "track")},
+            "sections": _said(validate(tree).to_json()),
             "seed": self.seed,
             "facts": fingerprint_of(self.development[data]),
         }
@@ -96,6 +99,12 @@ class Searches:
     def _keep(self) -> None:
         asked = {name: self._asked(*labels) for name, *labels in self._each()}
         self.runs.room.write_json(FILE, {**self.told(), "asked": asked})
+
+
+def _said(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of a run's outcome. Where the facts lie is no part of it: their fingerprint says what they are."""
+    sections = {name: section for name, section in tree.items() if name not in FREE}
+    return {**sections, "facts": {k: v for k, v in tree["facts"].items() if k not in PLACES["facts"]}}
 
 
 class _Bench:

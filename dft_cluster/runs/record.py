@@ -11,6 +11,8 @@ from dft_cluster.runs.storage import Storage
 
 FREE = ("cluster", "run", "track")
 """Sections that may change when a run goes on: they do not say what is computed."""
+PLACES = {"model": ("name",), "facts": ("path", "format", "file", "split")}
+"""Where a thing lies, by section; what it is says the fingerprint of the same name."""
 
 
 class Record:
@@ -78,11 +80,15 @@ class Record:
     def _compare(self, identity: dict[str, Any]) -> None:
         """Refuses another config or other data, with the difference shown; notes what may change bits only."""
         before, now = self.identity["config"], self.config.to_json()
+        same = identity["fingerprints"].items() & self.identity["fingerprints"].items()
+        moved = {(name, key) for name, _ in same for key in PLACES.get(name, ())}
         changed = [
             f"{section}.{key}: {before.get(section, {}).get(key)!r} → {now[section][key]!r}"
             for section in now
             for key in now[section]
-            if section not in FREE and before.get(section, {}).get(key) != now[section][key]
+            if section not in FREE
+            and (section, key) not in moved
+            and before.get(section, {}).get(key) != now[section][key]
         ]
         changed += [
             f"{name}: {self.identity['fingerprints'].get(name)} → {value}"

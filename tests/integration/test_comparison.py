@@ -278,6 +278,27 @@ def test_the_warmed_model_is_made_once_for_all_methods(tree: Json) -> None:
     assert again.runs == []
 
 
+def test_what_was_moved_with_its_facts_is_not_done_again(tree: Json, tmp_path: Path) -> None:
+    """Searched, warmed and run in one folder, and gone on with in another one, with one method more."""
+    search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
+    methods = {"full": tree["methods"]["full"]}
+    base = laid(tree["base"], {"warmup": {"epochs": 1}})
+    found = run({**tree, "base": base}, search=search, methods=methods)
+    folder(tree).parent.rename(tmp_path / "moved")
+    facts = Path(tree["base"]["facts"]["path"]).rename(tmp_path / "other.jsonl")
+    moved = {**tree, "run": {**tree["run"], "dir": str(tmp_path / "moved")}}
+    moved["base"] = laid(base, {"facts": {"path": str(facts), "format": "common"}})
+    launches = Launches()
+    again = run(moved, launches, search=search, methods={**methods, "dft": {}})
+    assert launches.names == ["tiny.places.dft.0"]
+    assert cell(again, "tiny.places.full.0") == cell(found, "tiny.places.full.0")
+    with (tmp_path / "moved/both/warm/tiny.places.0/base/model.safetensors").open("r+b") as model:
+        model.seek(-1, 2)
+        model.write(b"x")
+    with pytest.raises(InputError, match=r"full\.0 holds a run of another config(?s:.*)model: "):
+        run(moved, search=search, methods=methods)
+
+
 def test_a_data_set_may_have_its_own_number_of_facts(tree: Json) -> None:
     data = {"few": {"report": {"facts": 1}}, "more": {"report": {"facts": 3}}}
     found = run(tree, data=data, methods={"full": tree["methods"]["full"]}, keep="figures")

@@ -20,17 +20,13 @@ def node(gpus: float, cpus: float = 64) -> dict[str, float]:
         ([node(8), node(8)], 1, 16, ["PACK"]),
         ([node(4), node(2), node(2)], 2, 4, ["STRICT_PACK", "PACK"]),
         ([node(8), node(4)], 2, 4, ["STRICT_PACK", "STRICT_PACK"]),
+        ([node(4), node(6)], 2, 4, ["STRICT_PACK", "STRICT_PACK"]),
+        ([node(3), node(3), node(2)], 2, 4, ["PACK", "PACK"]),
     ],
 )
 def test_a_group_is_packed_where_it_fits_and_else_spread(nodes, groups, ranks, expected):
     assert holds(nodes, GPU) >= groups * ranks
     assert arrange(nodes, groups, ranks, GPU) == expected
-
-
-def test_the_tightest_node_is_taken_first():
-    """Or the second group would find no node that holds it whole."""
-    assert arrange([node(8), node(4)], 2, 4, GPU) == ["STRICT_PACK"] * 2
-    assert arrange([node(4), node(6)], 2, 4, GPU) == ["STRICT_PACK"] * 2
 
 
 def test_what_a_node_holds():

@@ -97,6 +97,21 @@ def test_what_does_not_say_what_is_computed_may_change(opened, change):
 
 
 @pytest.mark.parametrize(
+    ("change", "of"),
+    [
+        ({"facts": {"path": "/elsewhere/facts.jsonl", "format": "common"}}, "facts"),
+        ({"model": {"name": "/elsewhere/model"}}, "model"),
+    ],
+)
+def test_what_has_been_moved_is_known_by_its_fingerprint(opened, change, of):
+    opened()
+    assert opened(**change).identity["notes"] == ["a note"]
+    unknown = {name: value for name, value in IDENTITY["fingerprints"].items() if name != of}
+    with pytest.raises(InputError, match="→ '/elsewhere"):
+        opened(**change, identity=IDENTITY | {"fingerprints": unknown})
+
+
+@pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"cluster": {"ranks_per_group": 2}}, "cluster.ranks_per_group 1 → 2"),
