@@ -1,11 +1,11 @@
 """Ranks as Ray actors: groups of them, and a team that watches over them and ends them."""
 
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+import psutil
 import ray
 import torch
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
@@ -33,9 +33,9 @@ class RankProcess(Rank):
             secrets.load(os.environ[secrets.VARIABLE])
         super().__init__(ray.util.get_node_ip_address())
 
-    def who(self) -> tuple[str, int]:
-        """This process: its node and its number there."""
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+    def who(self) -> tuple[str, int, float]:
+        """This process: its node, its number there, and when it was born, since numbers are given anew."""
+        return ray.get_runtime_context().get_node_id(), os.getpid(), psutil.Process().create_time()
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> Progress:
@@ -50,27 +50,40 @@ RankActor: Any = ray.remote(concurrency_groups={"watch": 1})(RankProcess)
 
 
 class Waiting(Generic[T]):
-    """Calls under way in actors. The first failure is raised at once: its peers may hang in a collective."""
+    """Calls under way in actors. The first failure is raised at once, also while others are waited for: a failed rank's peers
+    may hang in a collective."""
 
     def __init__(self, group: "ActorGroup", verb: str, references: list[Any]) -> None:
         self._group, self._verb, self._references = group, verb, references
+        self._pending = list(references)
+        group.watch.begin(self)
 
     def wait(self) -> list[T]:
         watch = self._group.watch
-        watch.begin()
-        pending = list(self._references)
-        while pending:
-            ready, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL)
+        try:
+            while self._pending:
+                self.collect(POLL)
+                if self._pending:
+                    watch.look(self._verb)
+                    if watch.still() > watch.timeout:
+                        raise LostRankError(
+                            f"{self._verb}: no answer from {', '.join(self.busy)} for {watch.timeout:.0f} s (cluster.timeout)"
+                        )
+        finally:
+            watch.under_way.remove(self)
+        return [self._get(reference) for reference in self._references]
+
+    @property
+    def busy(self) -> list[str]:
+        """Who has not answered yet."""
+        return [self._group.names[i] for i, r in enumerate(self._references) if r in self._pending]
+
+    def collect(self, seconds: float) -> None:
+        """Looks at the answers that come within some seconds; one that is an error is raised."""
+        if self._pending:
+            ready, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=seconds)
             for reference in ready:
                 self._get(reference)
-            if pending:
-                names = [self._group.names[i] for i, r in enumerate(self._references) if r in pending]
-                watch.look(self._verb)
-                if watch.still() > watch.timeout:
-                    raise LostRankError(
-                        f"{self._verb}: no answer from {', '.join(names)} for {watch.timeout:.0f} s (cluster.timeout)"
-                    )
-        return [self._get(reference) for reference in self._references]
 
     def _get(self, reference: Any) -> T:
         name = self._group.names[self._references.index(reference)]
@@ -107,17 +120,25 @@ class Watch:
         self._asked: dict[str, Any] = {}
         self._answered: dict[str, float] = {}
         self._moved: dict[str, tuple[Progress | None, float]] = {}
+        self.under_way: list[Waiting[Any]] = []
         self.silent: list[str] = []
         """Ranks that did not answer when they were last looked for."""
 
-    def begin(self) -> None:
-        """A verb has been started: from now on time counts."""
-        now = time.monotonic()
-        self._answered = dict.fromkeys(self.names, now)
-        self._moved = dict.fromkeys(self.names, (None, now))
+    def begin(self, started: Waiting[Any]) -> None:
+        """A verb has been started: from now on time counts, but for ranks that are at work already, for which it does."""
+        now, busy = time.monotonic(), self._busy()
+        for name in self.names:
+            if name not in busy:
+                self._answered[name], self._moved[name] = now, (None, now)
+        self.under_way.append(started)
+
+    def _busy(self) -> set[str]:
+        return {name for one in self.under_way for name in one.busy}
 
     def look(self, verb: str) -> None:
-        """One look at every rank; a rank has one question open at a time."""
+        """One look at all that is under way, and at every rank; a rank has one question open at a time."""
+        for one in self.under_way:
+            one.collect(0)
         for actor, name in zip(self.actors, self.names, strict=True):
             if name not in self._asked:
                 self._asked[name] = actor.progress.remote()
@@ -130,8 +151,12 @@ class Watch:
             del self._asked[name]
             try:
                 seen[name] = ray.get(reference)
+            except ActorDiedError as error:
+                if name in self._busy():
+                    continue  # the verb's own answer says so, with the reason
+                raise LostRankError(f"rank {name} died during {verb}: {str(error).splitlines()[0]}") from error
             except RayError:
-                continue  # the verb's own answer says so, with the reason
+                continue  # it may come back
             self._answered[name] = now
             before = self._moved[name][0]
             if before is None or seen[name][:3] != before[:3]:  # a loss that is no number differs from itself
@@ -255,9 +280,9 @@ class ActorTeam:
         who = self._who.get(name)
         if who is None or not ray.wait([who], timeout=0)[0]:
             return
-        node, number = ray.get(who)
+        node, number, born = ray.get(who)
         here = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        ray.wait([_kill.options(scheduling_strategy=here).remote(number)], timeout=TIDY)
+        ray.wait([_kill.options(scheduling_strategy=here).remote(number, born)], timeout=TIDY)
 
 
 def _named(group: ActorGroup) -> list[tuple[Any, str]]:
@@ -269,8 +294,10 @@ def _unzipped(named: Sequence[tuple[Any, str]]) -> tuple[list[Any], list[str]]:
 
 
 @ray.remote(num_cpus=0)
-def _kill(number: int) -> None:
+def _kill(number: int, born: float) -> None:
     try:
-        os.kill(number, signal.SIGKILL)
-    except ProcessLookupError:
+        process = psutil.Process(number)
+        if process.create_time() == born:
+            process.kill()
+    except psutil.NoSuchProcess:
         return  # it is gone already

@@ -45,6 +45,6 @@ class Harm:
 
     def _strike(self) -> None:
         assert self._team is not None
-        _, number = ray.get(self._team._who[self.rank])
+        _, number, _ = ray.get(self._team._who[self.rank])
         self.done[0] = time.monotonic()
         os.kill(number, self.how)
