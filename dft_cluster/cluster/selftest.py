@@ -26,6 +26,7 @@ from dft_cluster.facts.layout import Example
 from dft_cluster.models.structure import Parameter, parameters
 from dft_cluster.ranks.assemble import assemble
 from dft_cluster.ranks.rank import Rank, Source
+from dft_cluster.ranks.team import LostRankError
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.storage import Storage
 from dft_cluster.runs.track import Tracker
@@ -35,6 +36,8 @@ NAME = "selftest"
 EXAMPLES = [Example(tuple(range(i, i + 12)), 8, 12) for i in range(1, 9)]
 ROUNDING = 2e-4
 """How far two orders of addition take θ apart in these few steps."""
+LONGEST = 60.0
+"""Seconds for what a healthy cluster does in a few; a run's own limits are made for large models."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(config: Config) -> int:
-    """The table, and the exit code."""
-    found = list(tried(config, Console()))
-    for one in found:
-        print(f"{'not ok' if one.advice else 'ok':8}{one.name:32}{one.told}")
+    """The table, line by line as it comes, and the exit code."""
+    code = OK
+    for one in tried(config, Console()):
+        print(f"{'not ok' if one.advice else 'ok':8}{one.name:32}{one.told}", flush=True)
         if one.advice:
-            print(f"{'':8}{'':32}→ {one.advice}")
-    return FAILED if any(one.advice for one in found) else OK
+            print(f"{'':8}{'':32}→ {one.advice}", flush=True)
+            code = FAILED
+    return code
 
 
 def check(name: str, work: Callable[[], str], advice: str) -> Check:
@@ -73,6 +77,9 @@ def check(name: str, work: Callable[[], str], advice: str) -> Check:
 
 def tried(config: Config, console: Console) -> Iterator[Check]:
     """Every part in turn."""
+    cluster = config.cluster
+    soon = {"timeout": min(cluster.timeout, LONGEST), "hang": min(cluster.hang, LONGEST)}
+    config = config.model_copy(update={"cluster": cluster.model_copy(update=soon)})
     connect(config, console)
     yield Check(
         "cluster", f"{len(ray.nodes())} node(s), {ray.cluster_resources().get('GPU', 0):g} GPU, Ray {ray.__version__}"
@@ -81,7 +88,14 @@ def tried(config: Config, console: Console) -> Iterator[Check]:
         trial = _Trial(config, Path(scratch), console)
         try:
             for stage in (1, 2, 3):
-                yield from trial.of_stage(stage)
+                try:
+                    yield from trial.of_stage(stage)
+                except LostRankError as lost:
+                    told = f"{type(lost).__name__}: {str(lost).splitlines()[0]}"
+                    yield Check(
+                        f"ZeRO-{stage}: ranks", told, "the ranks' own logs, below Ray's session folder, say why"
+                    )
+                    break  # others would be lost alike
             yield check(
                 "W&B", trial.wandb, "a key by cluster.secrets or in the nodes' environment, or track.wandb=offline"
             )
@@ -124,25 +138,28 @@ class _Trial:
                 yield check(
                     "storage", lambda: self._storage(team), "run.dir must be one folder or bucket for all nodes"
                 )
-            built = check(
-                f"ZeRO-{stage}: groups' worlds",
-                lambda: self._build(team, config),
-                "NCCL_DEBUG=INFO tells more; on several nodes name the interface (NCCL_SOCKET_IFNAME) and let nodes talk",
-            )
-            yield built
-            if built.advice:
-                return
-            yield check(
-                f"ZeRO-{stage}: against plain training",
-                lambda: self._trains(team, train),
-                "deltas would be wrong: do not train on this cluster before it is understood",
-            )
-            if stage == 1:
-                yield check(
-                    "all-reduce", lambda: _slowest(team.everyone.call(Tried.add_up)), "look at the interconnect"
-                )
-            if stage == 1 and team.paired:
-                yield check("exchange", lambda: _exchange(team), "ranks of two groups must reach each other by TCP")
+            for name, work, advice in self._work(team, config, stage):
+                one = check(name, work, advice)
+                yield one
+                if one.advice:  # a rank may be stuck in it, and would answer nothing more
+                    return
+
+    def _work(self, team: ActorTeam, config: Config, stage: Any) -> Iterator[tuple[str, Callable[[], str], str]]:
+        """What the ranks of one stage do together: name, work, advice."""
+        yield (
+            f"ZeRO-{stage}: groups' worlds",
+            lambda: self._build(team, config),
+            "NCCL_DEBUG=INFO tells more; on several nodes name the interface (NCCL_SOCKET_IFNAME) and let nodes talk",
+        )
+        yield (
+            f"ZeRO-{stage}: against plain training",
+            lambda: self._trains(team, config.train),
+            "deltas would be wrong: do not train on this cluster before it is understood",
+        )
+        if stage == 1:
+            yield "all-reduce", lambda: _slowest(team.everyone.call(Tried.add_up)), "look at the interconnect"
+            if team.paired:
+                yield "exchange", lambda: _exchange(team), "ranks of two groups must reach each other by TCP"
 
     def _storage(self, team: ActorTeam) -> str:
         self.storage.make()

@@ -9,6 +9,7 @@ from typing import Any
 from pyarrow import ArrowInvalid
 
 from dft_cluster.runs.parts import Written
+from dft_cluster.runs.patience import patiently
 from dft_cluster.runs.storage import Storage
 
 MANIFEST = "manifest.json"
@@ -89,6 +90,7 @@ class Checkpoints:
                 return f"{part.name} does not have the content that was written"
         return finished
 
+    @patiently
     def _digest(self, name: str) -> str:
         digest = hashlib.sha256()
         with self.run.system.open_input_stream(self.run.path(name)) as stream:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dft_cluster.patch.header import Header, header_bytes, read_exact, read_header
+from dft_cluster.runs.patience import patiently
 from dft_cluster.training.exchange import scatter
 
 BLOCK = 1 << 21  # a multiple of 8, so that bitmaps can be cut at it
@@ -90,8 +91,7 @@ class Part:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as stream:
-            self.header: Header = read_header(stream, path)
+        self.header: Header = self._read_header()
         self._keys: dict[int, list[tuple[int, int, str]]] = {}
         for name in self.header.entries:
             key, _, what = name.rpartition(":")
@@ -142,6 +142,12 @@ class Part:
                 scatter(target, np.flatnonzero(mask[skip:]), torch.from_numpy(values))
             before += count
 
+    @patiently
+    def _read_header(self) -> Header:
+        with self.path.open("rb") as stream:
+            return read_header(stream, self.path)
+
+    @patiently
     def _read(self, name: str, start: int, stop: int, dtype: np.dtype[Any]) -> np.ndarray:
         buffer = np.empty(stop - start, dtype)
         with self.path.open("rb", buffering=0) as stream:

@@ -14,6 +14,13 @@ from dft_cluster.runs.patience import patiently
 _HERE = fs.LocalFileSystem()
 
 
+@patiently
+def _opened(uri: str) -> tuple[fs.FileSystem, str]:
+    """A bucket whose region is not named is asked for it."""
+    system, root = fs.FileSystem.from_uri(uri)
+    return system, root
+
+
 class Storage:
     """Names below one root. `local` is the root as a path where it is one, else None."""
 
@@ -21,7 +28,7 @@ class Storage:
         self.uri = uri
         if "://" in uri:
             try:
-                self.system, self.root = fs.FileSystem.from_uri(uri)
+                self.system, self.root = _opened(uri)
             except (ArrowException, OSError) as error:
                 raise InputError(
                     f"run.dir: {uri!r} cannot be opened: {error}; right would be an absolute folder or a storage URI"

@@ -66,6 +66,26 @@ def test_a_killed_rank_in_any_phase(
     assert [line["round"] for line in record.rounds] == [0, 1, 2]
 
 
+def test_losses_within_larger_worlds_end_with_the_same_bits(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks in a group, their peers in a collective: one is killed in round 2, another one stopped when it is done again."""
+    pairs: Any = {
+        "method": {"rounds": 2},
+        "train": {"zero_stage": 3, "precision": "bf16"},
+        "cluster": {**PAIR, "ranks_per_group": 2, "hang": 8},
+    }
+    runs.on_cluster(runs.config(tiny_model, tiny_facts, tmp_path, **pairs, run={"name": "whole"}))
+    killed = Harm("fine_tune", "new-1", turn=2).install(monkeypatch)
+    stopped = Harm("fine_tune", "old-0", signal.SIGSTOP, turn=3).install(monkeypatch)
+    record = runs.on_cluster(runs.config(tiny_model, tiny_facts, tmp_path, **pairs, run={"name": "harmed"}))
+    assert killed.done
+    assert stopped.done
+    assert sum("new ranks went on from round 1" in note for note in record.identity["notes"]) == 2
+    bits = [inspect(tmp_path / name / "patch.safetensors").result_fingerprint for name in ("whole", "harmed")]
+    assert bits[0] == bits[1]
+
+
 def test_a_stopped_rank_is_noticed_and_treated_as_dead(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, unharmed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import ray
 import yaml
 
 from dft_cluster.methods.job import RunFailedError
-from dft_cluster.patch import Patch
+from dft_cluster.patch import Patch, inspect
 from tests.integration import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,12 +191,18 @@ def read_wandb(folder: Path) -> tuple[list[dict[str, object]], list[tuple[str, s
 
 
 def test_a_full_disk_ends_the_run_with_what_to_do_and_the_round_before_whole(config: Path, small_disk: Path) -> None:
-    done = update(str(config), f"run.dir={small_disk}", "method.top=0.5", "track.wandb=off")
+    same = (str(config), "method.top=0.5", "track.wandb=off")
+    done = update(*same, f"run.dir={small_disk}")
     assert done.returncode == 1
     assert "No space left" in done.stdout
     assert "run the same command again" in done.stdout.splitlines()[-1]
-    finished = [json.loads(line) for line in (small_disk / "dft" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["round"] for line in finished] == list(range(len(finished)))
+    assert (small_disk / "dft" / "checkpoints" / "round-0001" / "manifest.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
+    again = update(*same, f"run.dir={small_disk}")
+    assert "resuming after round 1" in again.stdout
+    assert again.returncode == update(*same).returncode == 0
+    whole = config.parent / "runs" / "dft" / "patch.safetensors"
+    assert inspect(small_disk / "dft" / "patch.safetensors").result_fingerprint == inspect(whole).result_fingerprint
 
 
 @pytest.mark.usefixtures("cluster")

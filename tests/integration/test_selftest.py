@@ -1,10 +1,14 @@
 """The look at one's own cluster: all is well here, and what is not is told with what to do."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
+from dft_cluster.cluster.actors import ActorTeam
 from dft_cluster.cluster.selftest import main
+from dft_cluster.ranks.team import LostRankError
+from tests.integration.harm import Harm
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -38,6 +42,30 @@ def test_what_fails_is_told_with_what_to_do(
     out = capsys.readouterr().out
     assert "not ok  W&B" in out and "→ a key by cluster.secrets" in out
     assert "no key at all" not in out
+
+
+def test_a_rank_that_is_stuck_is_told_in_time_and_the_rest_of_the_table_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank of the world that is built stands still: the library itself would wait for half an hour."""
+    harm = Harm("build", "new-1", signal.SIGSTOP).install(monkeypatch)
+    assert main([config(tmp_path, ", hang: 8")]) == 1
+    assert harm.done
+    out = capsys.readouterr().out
+    assert "not ok  ZeRO-1: groups' worlds" in out and "8 s" in out and "→ NCCL_DEBUG" in out
+    assert "ok      storage" in out and "ok      W&B" in out
+
+
+def test_ranks_that_do_not_come_up_are_told_after_what_was_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_team: ActorTeam) -> None:
+        raise LostRankError("rank old-0 did not start within 60 s")
+
+    monkeypatch.setattr(ActorTeam, "know", lost)
+    assert main([config(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert out.index("ok      cluster") < out.index("not ok  ZeRO-1: ranks") < out.index("ok      W&B")
 
 
 def test_too_large_for_the_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,13 @@
 """Storage that refuses for a while."""
 
 import errno
+from pathlib import Path
 
 import pytest
+import torch
 
 from dft_cluster.runs import patience
+from dft_cluster.runs.parts import Part, Stored, write
 from dft_cluster.runs.patience import patiently
 from dft_cluster.runs.storage import Storage
 
@@ -38,6 +41,45 @@ def test_one_that_stays_is_raised_after_the_last_attempt():
     with pytest.raises(OSError, match="for good"):
         work()
     assert len(asked) == 5
+
+
+def test_what_is_patient_within_is_tried_again_with_the_whole_alone():
+    asked = []
+
+    @patiently
+    def inner():
+        asked.append(1)
+        raise OSError(errno.EIO, "broken for good")
+
+    @patiently
+    def outer():
+        inner()
+
+    with pytest.raises(OSError, match="for good"):
+        outer()
+    assert len(asked) == 5
+    with pytest.raises(OSError, match="for good"):
+        inner()
+    assert len(asked) == 10
+
+
+def test_a_part_is_read_with_patience(tmp_path, monkeypatch):
+    path = tmp_path / "part"
+    with path.open("wb") as stream:
+        write(stream, "part", [Stored(0, 0, torch.arange(3.0))])
+    errors, opened = [OSError(errno.EIO, "busy"), OSError(errno.EIO, "busy")], Path.open
+
+    def failing(self, *args, **kwargs):
+        if errors:
+            raise errors.pop()
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    part, out = Part(path), torch.zeros(3)
+    errors.append(OSError(errno.EIO, "busy"))
+    part.overlay(0, 0, out)
+    assert out.tolist() == [0, 1, 2]
+    assert not errors
 
 
 def test_what_no_waiting_changes_is_raised_at_once(tmp_path):
