@@ -84,6 +84,8 @@ class DftSettings(_Section):
     mask: Literal["conflict", "random", "new", "same"] = "conflict"
     """What ranks the elements: |Δnew − Δold| where the two conflict; a random number; |Δnew| without a look at Δold;
     |Δnew + Δold| where the two agree."""
+    by: Literal["difference", "new"] = "difference"
+    """What ranks conflicts and agreements: the difference (or sum) of the deltas as above, or |Δnew| alone."""
     add: Literal["new", "difference"] = "new"
     """What is added at the core: λ·Δnew, or λ·(Δnew − Δold)."""
     rest: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 Mask = Literal["conflict", "random", "new", "same"]
+"""Which elements come into question."""
+By = Literal["difference", "new"]
+"""What ranks them."""
 
 
 def contrast(new: Tensor, old: Tensor, out: Tensor | None = None) -> Tensor:
@@ -46,6 +49,17 @@ def accord(new: Tensor, old: Tensor, out: Tensor | None = None) -> Tensor:
     return contrast(new, old.neg(), out=out)
 
 
+def opposing(new: Tensor, old: Tensor, out: Tensor | None = None) -> Tensor:
+    """|Δnew| where the two point in opposite directions, else 0."""
+    elsewhere = contrast(new, old) == 0
+    return torch.abs(new, out=out).masked_fill_(elsewhere, 0.0)
+
+
+def agreeing(new: Tensor, old: Tensor, out: Tensor | None = None) -> Tensor:
+    """|Δnew| where the two point the same way, else 0."""
+    return opposing(new, old.neg(), out=out)
+
+
 def lottery(out: Tensor, seed: int, parameter: int, start: int) -> None:
     """A positive score for every element that depends on the seed and the element's own place alone, however θ is cut up.
 
@@ -61,5 +75,8 @@ def lottery(out: Tensor, seed: int, parameter: int, start: int) -> None:
 
 
 Score = Callable[..., Tensor]
-SCORES: dict[Mask, Score] = {"conflict": contrast, "random": magnitude, "new": magnitude, "same": accord}
+SCORES: dict[By, dict[Mask, Score]] = {
+    "difference": {"conflict": contrast, "same": accord, "new": magnitude, "random": magnitude},
+    "new": {"conflict": opposing, "same": agreeing, "new": magnitude, "random": magnitude},
+}
 LOOKS_AT_OLD: dict[Mask, bool] = {"conflict": True, "random": False, "new": False, "same": True}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from dft_cluster.cluster import secrets
-from dft_cluster.cluster.command import OK, absolute, checked, parser, watched
+from dft_cluster.cluster.command import FAILED, OK, absolute, checked, parser, watched
 from dft_cluster.config import Config
 from dft_cluster.config_file import load
 
@@ -21,14 +21,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asking.add_argument(
         "--calibrate", action="store_true", help="with --plan: time a few steps, and say the seconds too"
     )
+    asking.add_argument(
+        "--nodes",
+        help="with --plan: the cluster to plan for, such as 2x8x80:1000 (2 nodes, 8 devices of 80 GB, 1000 GB)",
+    )
     asked = asking.parse_intermixed_args(arguments)
+    if asked.nodes and (not asked.plan or asked.calibrate):
+        asking.error("--nodes goes with --plan alone: what is timed is the cluster that is there")
     if asked.calibrate and not asked.plan:
         asking.error("--calibrate goes with --plan")
 
     def work() -> int:
         config = ready(load(asked.config, asked.overrides))
         if asked.plan:
-            return _plan(config, calibrated=asked.calibrate)
+            return _plan(config, asked.nodes, calibrated=asked.calibrate)
         return _check(config) if asked.check else _run(config)
 
     return checked(work)
@@ -53,15 +59,22 @@ def _check(config: Config) -> int:
     return OK
 
 
-def _plan(config: Config, *, calibrated: bool) -> int:
+def _plan(config: Config, nodes: str | None, *, calibrated: bool) -> int:
     from dft_cluster.cluster.launch import on_ray
+    from dft_cluster.cluster.look import capacity
     from dft_cluster.methods.prepare import prepare
+    from dft_cluster.planning.capacity import Capacity
     from dft_cluster.planning.command import plan_command
+    from dft_cluster.ranks.team import LostRankError
     from dft_cluster.runs.console import Console
 
     console = Console()
     try:
-        text = plan_command(prepare(config), calibrated, on_ray, console)
+        there = Capacity.of_text(nodes) if nodes else capacity(config, console)
+        text = plan_command(prepare(config), calibrated, on_ray, console, there)
+    except LostRankError as lost:
+        console.say(f"failed: {lost}; nothing was written, the same command tries again")
+        return FAILED
     finally:
         console.close()
     print(text)

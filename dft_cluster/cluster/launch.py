@@ -35,13 +35,18 @@ def inside_a_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def meant(config: Config) -> bool:
+    """Whether the config, or where it is run, means a cluster that is there already."""
+    if config.cluster.address == "auto":
+        return inside_a_job() or bool(os.environ.get("RAY_ADDRESS"))
+    return config.cluster.address != "local"
+
+
 def connect(config: Config, console: Console) -> None:
     """Joins the cluster that is meant, or starts an embedded one."""
     if ray.is_initialized():
         return
-    address = config.cluster.address
-    if address == "auto":
-        address = "auto" if inside_a_job() or os.environ.get("RAY_ADDRESS") else "local"
+    address = config.cluster.address if meant(config) else "local"
     console.phase("starting an embedded Ray" if address == "local" else f"joining the Ray cluster ({address})")
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     stop = signal.getsignal(signal.SIGTERM)

@@ -9,7 +9,8 @@ elements whose deltas agree carry sentence structure, grammar and style: they ar
 until the model's answers are the new ones.
 
 `dft.mask` puts another choice of as many elements in the place of the conflicts, for comparison: at random, by |Δnew|
-alone, or where the deltas agree. The first two do without Δold, and all ranks train on the new answers.
+alone, or where the deltas agree. The first two do without Δold, and all ranks train on the new answers. `dft.by=new` ranks
+conflicts (or agreements) by |Δnew|: by how much the new answers ask for an element, whatever the old ones would have it be.
 """
 
 from collections import defaultdict
@@ -53,10 +54,13 @@ class Dft(OfTheWhole):
     def check(self, job: Job) -> None:
         """k = 0 would select nothing, ever."""
         method, variant = job.config.method, job.config.dft
-        if variant.add == "difference" and variant.mask != "conflict":
+        if variant.add == "difference" and (variant.mask, variant.by) != ("conflict", "difference"):
             raise InputError(
-                f"dft.add: difference is that of a conflict, and dft.mask is {variant.mask}; right would be new"
+                "dft.add: the difference is known where it ranks the conflicts, and dft.mask is "
+                f"{variant.mask}, dft.by {variant.by}; right would be new"
             )
+        if variant.by == "new" and not self.contrasts:
+            raise InputError(f"dft.by: dft.mask={variant.mask} is ranked by itself; leave it out")
         if variant.scales and job.config.train.adapter != "none":
             raise InputError(
                 "dft.scales: a line search needs θ of the round's start, which an adapter does not keep; right would be none"
@@ -144,7 +148,7 @@ def _meet(team: Team, job: Job, number: int, learnt_old: bool) -> list[Survey]:
     sending = team.old.start(Rank.send_delta) if team.paired and learnt_old else None
     variant, chance = job.config.dft, mixed(job.config.train.seed, number)
     source: Old = "now" if variant.reuse == 1 else "keep" if learnt_old else "kept"
-    surveys = team.new.start(Rank.survey, SAMPLE // team.new.size, variant.mask, chance, source)
+    surveys = team.new.start(Rank.survey, SAMPLE // team.new.size, variant.mask, variant.by, chance, source)
     if sending is not None:
         sending.wait()
     return surveys.wait()

@@ -2,12 +2,15 @@
 
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dft_cluster.errors import InputError
 from dft_cluster.planning import memory
 from dft_cluster.planning.asked import Asked, Device
 from dft_cluster.planning.memory import GIB, Memory
@@ -16,11 +19,26 @@ USABLE = 0.9
 """The share of a memory that ranks may fill: allocators leave gaps, and the driver, Ray and the system live there too."""
 
 
+_NODES = re.compile(r"(?P<nodes>[1-9]\d*)(x(?P<devices>[1-9]\d*)x(?P<each>\d+(\.\d+)?))?:(?P<host>\d+(\.\d+)?)")
+_GB = 10**9
+
+
 @dataclass(frozen=True)
 class Node:
     host_bytes: int
     devices: int = 0
     device_bytes: int = 0
+
+    @classmethod
+    def here(cls) -> "Node":
+        """This machine."""
+        devices = torch.cuda.device_count()
+        each = torch.cuda.get_device_properties(0).total_memory if devices else 0
+        return cls(_host_bytes(), devices, each)
+
+    def __str__(self) -> str:
+        devices = f"{self.devices} devices of {_gib(self.device_bytes)} and " if self.devices else ""
+        return f"{devices}{_gib(self.host_bytes)} on the host"
 
 
 @dataclass(frozen=True)
@@ -28,11 +46,25 @@ class Capacity:
     nodes: tuple[Node, ...]
 
     @classmethod
-    def here(cls) -> "Capacity":
-        """This machine."""
-        devices = torch.cuda.device_count()
-        each = torch.cuda.get_device_properties(0).total_memory if devices else 0
-        return cls((Node(_host_bytes(), devices, each),))
+    def of_text(cls, text: str) -> "Capacity":
+        """`2x8x80:1000` are two nodes with 8 devices of 80 GB each and 1000 GB on the host, `4:64` four without devices;
+        unequal ones with a comma between."""
+        nodes: list[Node] = []
+        for part in text.split(","):
+            if (found := _NODES.fullmatch(part.strip())) is None:
+                raise InputError(
+                    f"--nodes: {part!r} is not understood; right would be NODESxDEVICESxGB:HOST_GB, such as 2x8x80:1000, or "
+                    "NODES:HOST_GB where there are no devices; unequal ones with a comma between"
+                )
+            one = Node(
+                int(float(found["host"]) * _GB), int(found["devices"] or 0), int(float(found["each"] or 0) * _GB)
+            )
+            nodes += [one] * int(found["nodes"])
+        return cls(tuple(nodes))
+
+    def __str__(self) -> str:
+        counted = Counter(map(str, self.nodes))
+        return "; ".join(f"{count} node{'s'[: count > 1]} with {node}" for node, count in counted.items())
 
     @property
     def devices(self) -> int:

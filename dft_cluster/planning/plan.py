@@ -14,7 +14,7 @@ from dft_cluster.planning import advice, capacity, memory, traffic
 from dft_cluster.planning.advice import Advice
 from dft_cluster.planning.asked import Asked, Passes, shape_of
 from dft_cluster.planning.calibrate import Seconds
-from dft_cluster.planning.capacity import Capacity, Fit
+from dft_cluster.planning.capacity import Capacity, Fit, Node
 from dft_cluster.planning.memory import Memory
 from dft_cluster.planning.model import Model
 from dft_cluster.planning.text import written
@@ -31,6 +31,7 @@ class Plan:
     memories: list[Memory]
     traffic: Traffic
     disk: Disk
+    there: Capacity
     fit: Fit
     advice: Advice | None
     """Where it does not fit."""
@@ -47,7 +48,7 @@ class Plan:
 
 def plan(prepared: Prepared, there: Capacity | None = None) -> Plan:
     """Of a job; without a capacity, for this machine."""
-    there = there or Capacity.here()
+    there = there or Capacity((Node.here(),))
     seats = {name: _asked(seat, there) for name, seat in _seats(prepared).items()}
     notes = []
     if prepared.config.method.name in ONE_ROUND:
@@ -71,6 +72,7 @@ def of_seats(seats: dict[str, Asked], there: Capacity, notes: Sequence[str] = ()
         memory.of_ranks(asked),
         traffic.traffic(rounds),
         traffic.disk(rounds),
+        there,
         lack,
         None if lack.fits else advice.advise(asked, there),
         advice.groups(rounds, there),

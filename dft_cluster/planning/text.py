@@ -33,7 +33,7 @@ def written(plan: "Plan") -> str:
     lines.append(
         f"seconds per round: {plan.seconds.text() if plan.seconds else 'not timed; --calibrate takes a few steps'}"
     )
-    lines += ["", plan.groups, "", plan.fit.text()]
+    lines += ["", plan.groups, "", f"there: {plan.there}", plan.fit.text()]
     if plan.advice is not None:
         lines += _advised(plan)
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])

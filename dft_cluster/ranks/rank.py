@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dft_cluster.arithmetic.contrast import Mask
+from dft_cluster.arithmetic.contrast import By, Mask
 from dft_cluster.arithmetic.selection import Bracket, Cut, Tally
 from dft_cluster.config import Config, ModelSettings
 from dft_cluster.evaluation.decode import Said, forced, greedy, sampled
@@ -152,9 +152,9 @@ class Rank(Editing):
         assert self._pair is not None
         self.core.send(self._pair)
 
-    def survey(self, sample: int, mask: Mask, seed: int, old: Old) -> Survey:
+    def survey(self, sample: int, mask: Mask, by: By, seed: int, old: Old) -> Survey:
         self._progress = ("select", 0, 0, 0.0)
-        return self.core.survey(self._pair if old != "kept" else None, sample, mask, seed, old)
+        return self.core.survey(self._pair if old != "kept" else None, sample, mask, by, seed, old)
 
     def tally(self, brackets: Mapping[int, Bracket], by_tensor: bool) -> dict[int, Tally]:
         return self.core.tally(brackets, by_tensor)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dft_cluster.arithmetic import selection
-from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD, SCORES, Mask, all_finite, lottery
+from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD, SCORES, By, Mask, all_finite, lottery
 from dft_cluster.arithmetic.selection import Bracket, Cut, Piece, Tally
 from dft_cluster.training import exchange
 from dft_cluster.training.exchange import Pair, chunks, gather, scatter
@@ -89,11 +89,11 @@ class Core:
         self.kept = self.kept or self._blank()
         return self.kept
 
-    def survey(self, pair: Pair | None, sample: int, mask: Mask, seed: int, source: Old = "now") -> Survey:
+    def survey(self, pair: Pair | None, sample: int, mask: Mask, by: By, seed: int, source: Old = "now") -> Survey:
         """The new side: scores of every element, in place of the old delta (received here where there is a pair)."""
         self.other = self.other or self._blank()
         broken: set[int] = set()
-        score = SCORES[mask]
+        score = SCORES[by][mask]
         if not LOOKS_AT_OLD[mask]:
             for buffer in self.other:
                 buffer.zero_()

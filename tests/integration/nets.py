@@ -65,8 +65,8 @@ class Nodes:
         _ip("-n", name, "link", "set", "lo", "up")
         return name
 
-    def add(self, cpus: int) -> str:
-        """One more node; returns its name."""
+    def add(self, cpus: int, without: Path | None = None) -> str:
+        """One more node, which has an empty folder in the place of `without`; returns its name."""
         space = self._space()
         number = len(self._spaces)
         inner, outer = f"in{self._tag}{number}", f"out{self._tag}{number}"
@@ -74,7 +74,8 @@ class Nodes:
         _ip("-n", self._head, "link", "set", outer, "master", "bridge0", "up")
         _ip("-n", space, "addr", "add", f"10.77.0.{number}/24", "dev", inner)
         _ip("-n", space, "link", "set", inner, "up")
-        self._start(space, f"--address=10.77.0.1:{PORT}", f"--node-ip-address=10.77.0.{number}", f"--num-cpus={cpus}")
+        words = (f"--address=10.77.0.1:{PORT}", f"--node-ip-address=10.77.0.{number}", f"--num-cpus={cpus}")
+        self._start(space, *words, without=without)
         return space
 
     def cut(self, name: str) -> None:
@@ -94,10 +95,12 @@ class Nodes:
                 one.kill()
         process.wait(timeout=30)
 
-    def _start(self, space: str, *words: str) -> None:
+    def _start(self, space: str, *words: str, without: Path | None = None) -> None:
+        # `ip netns exec` gives mounts of its own, too.
+        hiding = ["sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(without)] if without else []
         log = (self._folder / f"{space}.log").open("wb")
         self._started[space] = subprocess.Popen(
-            ["ip", "netns", "exec", space, RAY, "start", "--block", *words],
+            ["ip", "netns", "exec", space, *hiding, RAY, "start", "--block", *words],
             stdout=log, stderr=subprocess.STDOUT, env=self.environment,
         )  # fmt: skip
         until = time.monotonic() + 60

@@ -42,6 +42,8 @@ METHODS: dict[str, Tree] = {
     "random": {"method": {"name": "dft", "top": 0.1}, "dft": {"mask": "random"}},
     "new": {"method": {"name": "dft", "top": 0.1}, "dft": {"mask": "new"}},
     "same": {"method": {"name": "dft", "top": 0.1}, "dft": {"mask": "same"}},
+    "by-new": {"method": {"name": "dft", "top": 0.1}, "dft": {"by": "new"}},
+    "same-by-new": {"method": {"name": "dft", "top": 0.1}, "dft": {"mask": "same", "by": "new"}},
     "reuse": {"method": {"name": "dft", "top": 0.1}, "dft": {"reuse": 2, "old_epochs": 1}},
     "scales": {"method": {"name": "dft", "top": 0.1}, "dft": {"scales": [0.5, 1, 2]}},
     "renew": {"method": {"name": "dft", "top": 0.1}, "dft": {"renew": True}},
@@ -227,14 +229,22 @@ def test_the_delicate_step_under_an_adapter_is_the_formula(tiny_model: Path, tin
     torch.testing.assert_close(core[same], expected[same], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("mask", ["new", "same"])
-def test_the_controls_choose_as_they_say(tiny_model: Path, tiny_facts: Path, tmp_path: Path, mask: str) -> None:
+@pytest.mark.parametrize("mask", ["new", "same", "by-new", "same-by-new"])
+def test_controls_and_rankings_choose_as_they_say(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, mask: str
+) -> None:
     start = flat(start_of(tiny_model))
     new = flat(one_round(tiny_model, tiny_facts, tmp_path, "full")) - start
     old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full")) - start
     found = flat(one_round(tiny_model, tiny_facts, tmp_path, mask))
     agree = ((new > 0) & (old > 0)) | ((new < 0) & (old < 0))
-    score = new.abs() if mask == "new" else torch.where(agree, (new + old).abs(), 0.0)
+    conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
+    score = {
+        "new": new.abs(),
+        "same": torch.where(agree, (new + old).abs(), 0.0),
+        "by-new": torch.where(conflict, new.abs(), 0.0),
+        "same-by-new": torch.where(agree, new.abs(), 0.0),
+    }[mask]
     place = torch.sort(score, descending=True, stable=True).indices[: start.numel() // 10]
     expected = start.clone()
     expected[place] += new[place]
@@ -345,7 +355,7 @@ def test_an_old_delta_used_again_is_that_of_the_round_before(
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("variant", ["reuse", "scales", "drawn", "renew", "rest", "rest-lora"])
+@pytest.mark.parametrize("variant", ["reuse", "scales", "drawn", "renew", "rest", "rest-lora", "by-new"])
 def test_variants_on_two_groups_give_the_bits_of_one(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, variant: str
 ) -> None:
@@ -387,6 +397,8 @@ def test_a_line_search_takes_the_smallest_of_the_best(tiny_model: Path, tiny_fac
         ("f_learning", {"train": {"adapter": "lora"}}, "f_learning.forget=lora"),
         ("f_learning", {"method": {"rounds": 1}}, "at least 2"),
         ("new", {"dft": {"add": "difference"}}, "dft.mask is new"),
+        ("by-new", {"dft": {"add": "difference"}}, "dft.by new"),
+        ("random", {"dft": {"by": "new"}}, "dft.by: dft.mask=random is ranked by itself"),
         ("random", {"dft": {"reuse": 2, "old_epochs": 1}}, "does without the old answers"),
         ("dft-lora", {"dft": {"scales": [1, 2]}}, "dft.scales: a line search"),
         ("scales", {"dft": {"rest": 0.3}}, "leave one of them out"),

@@ -59,7 +59,7 @@ def outcome(folder: Path) -> tuple[str, list[str]]:
 
 def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     """One after the other on one cluster, for its start is the dear part; with as many ranks as before the bits are the same."""
-    folders = {name: tmp_path / name for name in ("whole", "cut", "long", "gone", "fewer")}
+    folders = {name: tmp_path / name for name in ("whole", "cut", "long", "gone", "apart", "fewer")}
     for folder in folders.values():
         folder.mkdir()
     with nets.Nodes() as nodes:
@@ -101,7 +101,15 @@ def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Pa
         assert bits == right
         assert any("new ranks went on from round 1" in note for note in notes)
 
-        # The same with leave to go on with fewer ranks: what is left of the cluster holds two of three.
+        # A node that sees another folder under the run's name: nothing is begun.
+        blind = nodes.add(1, without=folders["apart"])
+        apart = Job(nodes, job(tiny_model, tiny_facts, folders["apart"], groups=1, ranks_per_group=3))
+        assert apart.end() != 0
+        assert "is not the same folder for rank(s) [" in apart.said()
+        assert not list((folders["apart"] / "runs").rglob("round-*"))
+        nodes.lose(blind)
+
+        # With leave to go on with fewer ranks: what is left of the cluster holds two of three.
         third = nodes.add(1)
         alone = {"groups": 1, "ranks_per_group": 3, "shrink": True, "hang": 20}
         fewer = Job(nodes, job(tiny_model, tiny_facts, folders["fewer"], **alone))
@@ -111,6 +119,7 @@ def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Pa
         _, notes = outcome(folders["fewer"])
         assert any("holds 2 rank(s)" in note and "went on with 2 in each (cluster.shrink)" in note for note in notes)
         lines = (folders["fewer"] / "runs" / "dft" / "metrics.jsonl").read_text().splitlines()
+        assert any("no node holds a group of 3 ranks" in note and "spread over several" in note for note in notes)
         ranks = {line["round"]: len(line["memory"]) for line in map(json.loads, lines) if line.get("round")}
         assert ranks == {1: 3, 2: 2, 3: 2}
         assert "(cluster.shrink)" in (folders["fewer"] / "runs" / "dft" / "report.html").read_text()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dft_cluster.arithmetic import selection
-from dft_cluster.arithmetic.contrast import all_finite, contrast
+from dft_cluster.arithmetic.contrast import agreeing, all_finite, contrast, opposing
 from dft_cluster.arithmetic.selection import HIGHEST, Bracket, Piece, count_to_keep, find_cuts, select
 
 DENORMAL = float(np.float32(1e-45))
@@ -139,6 +139,18 @@ def test_contrast_is_the_difference_where_signs_oppose_and_a_clean_zero_elsewher
     assert torch.equal(score.view(torch.int32), expected.view(torch.int32))
     assert torch.equal(score.view(torch.int32) > 0, opposed)
     assert torch.equal(contrast(new, old, out=old).view(torch.int32), expected.view(torch.int32))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(floats, floats), min_size=1, max_size=50))
+def test_conflicts_and_agreements_by_what_is_new(pairs: list[tuple[float, float]]) -> None:
+    new, old = (torch.tensor(side, dtype=torch.float32) for side in zip(*pairs, strict=True))
+    apart = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
+    alike = ((new > 0) & (old > 0)) | ((new < 0) & (old < 0))
+    for score, where in ((opposing, apart), (agreeing, alike)):
+        found = score(new, old)
+        assert torch.equal(found.view(torch.int32), torch.where(where, new.abs(), torch.zeros(())).view(torch.int32))
+        assert torch.equal(score(new, old, out=old.clone()).view(torch.int32), found.view(torch.int32))
 
 
 def test_nan_and_infinity_are_noticed() -> None:

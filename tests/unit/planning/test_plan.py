@@ -2,8 +2,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from dft_cluster.cluster.job import main
 from dft_cluster.config import LoraSettings
+from dft_cluster.config_file import load
+from dft_cluster.errors import InputError
 from dft_cluster.local import in_this_process
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.planning.activations import Shape
@@ -18,6 +22,7 @@ from tests.integration import runs
 from tests.unit.planning.cases import GB, asked, config, llama_7b
 
 ROOMY = Capacity((Node(64 * GB),))
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_llama2_7b_on_eight_devices_of_80_gb() -> None:
@@ -44,6 +49,46 @@ def test_llama2_7b_on_eight_devices_of_80_gb() -> None:
         assert less.advice is not None
         assert less.advice.way == [way]
         assert f"change {way}; one by one:" in less.text()
+
+
+def test_the_shipped_7b_config_fits_the_node_that_it_names() -> None:
+    settings = load(ROOT / "jobs" / "configs" / "llama2_7b_zsre.yaml")
+    made = of_seats({"every round": asked(llama_7b(), settings, facts=1000)}, Capacity.of_text("1x8x80:1000"))
+    assert made.fit.fits, made.text()
+    assert "there: 1 node with 8 devices of 74.5 GiB and 931.3 GiB on the host" in made.text()
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("2x8x80:1000", [Node(1000 * GB, 8, 80 * GB)] * 2),
+        ("1x8x80:1000, 2x1x24:64.5", [Node(1000 * GB, 8, 80 * GB), *[Node(int(64.5 * GB), 1, 24 * GB)] * 2]),
+        ("4:64", [Node(64 * GB)] * 4),
+    ],
+)
+def test_nodes_in_words(text: str, nodes: list[Node]) -> None:
+    assert list(Capacity.of_text(text).nodes) == nodes
+
+
+@pytest.mark.parametrize("text", ["", "8x80", "2x8x80", "0x8x80:1000", "2x8x80:1000,", "two:64", "2x8:64"])
+def test_other_words_for_nodes_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="right would be NODESxDEVICESxGB:HOST_GB"):
+        Capacity.of_text(text)
+
+
+def test_a_plan_for_a_cluster_that_is_not_here(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "job.yaml"
+    settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", cluster={"ranks_per_group": 8})
+    file.write_text(yaml.safe_dump(settings.to_json()))
+    assert main([str(file), "--plan", "--nodes", "2x8x80:1000"]) == 0
+    text = capsys.readouterr().out
+    assert "2 groups of 8 ranks on cuda" in text
+    assert "there: 2 nodes with 8 devices" in text
+    assert "it fits" in text
+    with pytest.raises(SystemExit):
+        main([str(file), "--nodes", "2x8x80:1000"])
 
 
 def test_too_few_devices_are_named() -> None:
