@@ -16,9 +16,9 @@ def listening(process: psutil.Process) -> set[tuple[str, int]]:
     return {(c.laddr.ip, c.laddr.port) for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
 
 
-def ranks() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [one for one in children if "RankProcess" in " ".join(one.cmdline())]
+def below(word: str) -> list[psutil.Process]:
+    """Processes of this one's with a word in their command."""
+    return [one for one in psutil.Process().children(recursive=True) if word in " ".join(one.cmdline())]
 
 
 @ray.remote(num_cpus=0)
@@ -33,15 +33,24 @@ def test_nothing_listens_beyond_ray_and_the_ranks_meetings(tiny_model: Path, tin
     ray.kill(plain)
     before = listening(psutil.Process())
     seen: list[set[tuple[str, int]]] = []
+    tracking: list[psutil.Process] = []
+    tracked: list[str] = []
 
     def look(text: str) -> None:
         if "round 2 …" in text:
             assert listening(psutil.Process()) == before, "the driver"
-            seen.extend(map(listening, ranks()))
+            seen.extend(map(listening, below("RankProcess")))
+            tracking.extend(below("wandb-core"))
+            tracked.extend(address for one in tracking for address, _ in listening(one))
 
     two_by_two = {"groups": 2, "ranks_per_group": 2, "threads": 1}
-    runs.on_cluster(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2}, cluster=two_by_two), look)
+    offline = {"wandb": "offline"}
+    runs.on_cluster(
+        runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2}, cluster=two_by_two, track=offline), look
+    )
     assert len(seen) == 4
+    assert tracking
+    assert set(tracked) <= {"127.0.0.1", "::1"}, "W&B's own process serves this machine alone"
     everywhere = [sum(address in ANYWHERE for address, _ in one) for one in seen]
     # A store in each group's first rank, and one in each rank of the old group, where its pair meets.
     assert sorted(everywhere) == [rays_own, rays_own + 1, rays_own + 1, rays_own + 2]

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 
 from dft_cluster.patch import inspect
 from dft_cluster.runs.storage import Storage
@@ -23,8 +24,8 @@ ONE = {"groups": 1, "threads": 1}
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A fresh bucket of a server that ends with the tests."""
+def bucket(cluster: None) -> Iterator[str]:
+    """A fresh bucket of a server that ends with the tests. Ray is up before this process has the keys: its ranks have none."""
     with serving_s3() as port:
         yield address(port)
 
@@ -145,6 +146,8 @@ def test_storage_that_stays_away_ends_the_run_with_the_round_before_whole(
 def test_ranks_of_a_cluster_write_to_the_bucket(
     bucket: str, tiny_model: Path, tiny_facts: Path, tmp_path: Path
 ) -> None:
+    """The keys come by `cluster.secrets` alone."""
+    assert ray.get(_variable.remote("AWS_ACCESS_KEY_ID")) is None
     keys = tmp_path / "keys"
     keys.write_text("AWS_ACCESS_KEY_ID=loopback\nAWS_SECRET_ACCESS_KEY=loopback\n")
     keys.chmod(0o600)
@@ -154,3 +157,8 @@ def test_ranks_of_a_cluster_write_to_the_bucket(
     record = runs.on_cluster(settings)
     assert record.result is not None
     assert Storage(bucket).below("pair").size("checkpoints/round-0001/rank-00000.safetensors")
+
+
+@ray.remote(num_cpus=0)
+def _variable(name: str) -> str | None:
+    return os.environ.get(name)
