@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -90,7 +91,16 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(
 
 
 @pytest.fixture
-def proxy() -> Iterator[Proxy]:
+def pair(cluster: None, tmp_path: Path) -> dict[str, Any]:
+    """Two groups of ranks of their own, which have the bucket's keys from a file."""
+    keys = tmp_path / "keys"
+    keys.write_text("AWS_ACCESS_KEY_ID=loopback\nAWS_SECRET_ACCESS_KEY=loopback\n")
+    keys.chmod(0o600)
+    return {"groups": 2, "ranks_per_group": 1, "threads": 1, "secrets": str(keys)}
+
+
+@pytest.fixture
+def proxy(cluster: None) -> Iterator[Proxy]:
     with serving_s3() as port:
         made = Proxy(port)
         yield made
@@ -102,10 +112,10 @@ def fingerprint(uri: str, folder: Path) -> str:
 
 
 def test_storage_that_is_slow_and_then_away_for_a_while_is_waited_for(
-    proxy: Proxy, tiny_model: Path, tiny_facts: Path, tmp_path: Path
+    proxy: Proxy, pair: dict[str, Any], tiny_model: Path, tiny_facts: Path, tmp_path: Path
 ) -> None:
-    more = {"method": {"rounds": 2}, "cluster": ONE}
-    runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, **more))
+    more: Any = {"method": {"rounds": 2}, "cluster": pair}
+    runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2}, cluster=ONE))
 
     def once_more() -> None:
         if proxy.turned_away == 1:
@@ -119,40 +129,34 @@ def test_storage_that_is_slow_and_then_away_for_a_while_is_waited_for(
             proxy.shut()
 
     there = runs.config(tiny_model, tiny_facts, tmp_path, **more, run={"dir": address(proxy.port)})
-    record = runs.alone(there, say)
+    record = runs.on_cluster(there, say)
     assert proxy.turned_away > 0
     assert [line["round"] for line in record.rounds] == [0, 1, 2]
     assert fingerprint(there.run.dir, tmp_path / "there") == fingerprint(str(tmp_path), tmp_path / "here")
 
 
 def test_storage_that_stays_away_ends_the_run_with_the_round_before_whole(
-    proxy: Proxy, tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, pair: dict[str, Any], tiny_model: Path, tiny_facts: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("dft_cluster.runs.patience.PAUSES", (0.1, 0.1))
-    more = {"method": {"rounds": 2}, "cluster": ONE}
-    runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, **more))
+    more: Any = {"method": {"rounds": 2}, "cluster": pair}
+    runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2}, cluster=ONE))
     there = runs.config(tiny_model, tiny_facts, tmp_path, **more, run={"dir": address(proxy.port)})
     with pytest.raises(OSError, match="AWS Error"):
-        runs.alone(there, lambda text: proxy.shut() if "round 2 …" in text else None)
+        runs.on_cluster(there, lambda text: proxy.shut() if "round 2 …" in text else None)
     proxy.open()
     assert [one.number for one in runs.read(there).checkpoints.finished()] == [1]
     said: list[str] = []
-    runs.alone(there, said.append)
+    runs.on_cluster(there, said.append)
     assert any("resuming after round 1" in line for line in said)
     assert fingerprint(there.run.dir, tmp_path / "there") == fingerprint(str(tmp_path), tmp_path / "here")
 
 
-@pytest.mark.usefixtures("cluster")
 def test_ranks_of_a_cluster_write_to_the_bucket(
-    bucket: str, tiny_model: Path, tiny_facts: Path, tmp_path: Path
+    bucket: str, pair: dict[str, Any], tiny_model: Path, tiny_facts: Path, tmp_path: Path
 ) -> None:
     """The keys come by `cluster.secrets` alone."""
     assert ray.get(_variable.remote("AWS_ACCESS_KEY_ID")) is None
-    keys = tmp_path / "keys"
-    keys.write_text("AWS_ACCESS_KEY_ID=loopback\nAWS_SECRET_ACCESS_KEY=loopback\n")
-    keys.chmod(0o600)
-    cluster = {"groups": 2, "ranks_per_group": 1, "threads": 1, "secrets": str(keys)}
-    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1}, cluster=cluster,
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 1}, cluster=pair,
                            run={"dir": bucket, "name": "pair"})  # fmt: skip
     record = runs.on_cluster(settings)
     assert record.result is not None
