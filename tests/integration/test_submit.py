@@ -37,7 +37,7 @@ def test_submitted_ended_and_submitted_again(
     keys.write_text(f"WANDB_API_KEY={FILED}\n")
     keys.chmod(0o600)
     # Enough rounds to be stopped in, however long the command takes that stops them.
-    long: Json = {"train": {"epochs": 150}, "method": {"rounds": ROUNDS}}
+    long: Json = {"train": {"epochs": 100}, "method": {"rounds": ROUNDS}}
     kept: Json = {"cluster": {"secrets": str(keys)}, "track": {"wandb": "offline"}}
     settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", **long, **kept)
     config = tmp_path / "job.yaml"
