@@ -11,7 +11,7 @@ from dft_cluster.comparison.search import Measured, Search, Setting, TrialFailed
 from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections
 from dft_cluster.config_file import validate
 from dft_cluster.facts.fact import Fact, fingerprint_of
-from dft_cluster.runs.record import FREE, PLACES
+from dft_cluster.runs.record import FREE, PLACES, filled
 
 FILE = "search.json"
 
@@ -39,7 +39,7 @@ class Searches:
         for name, model, data, method in self._each():
             now, before = self._asked(model, data, method), kept["asked"].get(name, {})
             if before:
-                before = {**before, "sections": _said(before["sections"])}
+                before = {**before, "sections": _said(filled(before["sections"]))}
             if changed := [key for key in before if before[key] != now[key]]:
                 problems.append(
                     f"{self.runs.room.uri}/{FILE}: the search {name} was begun with other {', '.join(changed)}; it cannot go "

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from dft_cluster.config import Config
+from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 from dft_cluster.runs.checkpoints import Checkpoints
 from dft_cluster.runs.storage import Storage
@@ -79,7 +80,7 @@ class Record:
 
     def _compare(self, identity: dict[str, Any]) -> None:
         """Refuses another config or other data, with the difference shown; notes what may change bits only."""
-        before, now = self.identity["config"], self.config.to_json()
+        before, now = filled(self.identity["config"]), self.config.to_json()
         same = identity["fingerprints"].items() & self.identity["fingerprints"].items()
         moved = {(name, key) for name, _ in same for key in PLACES.get(name, ())}
         changed = [
@@ -152,6 +153,14 @@ class Record:
         self.storage.write(
             "metrics.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self.lines).encode()
         )
+
+
+def filled(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was written down, with the defaults of keys that there were not yet: these leave things as they were."""
+    try:
+        return validate(config).to_json()
+    except InputError:  # it has keys that there are no more, which is told as a difference
+        return config
 
 
 def _sayable(value: Any) -> Any:

@@ -79,6 +79,16 @@ def test_another_run_is_refused_with_the_difference(opened, storage, change, tol
     assert storage.read("config.json") == before
 
 
+def test_a_key_that_there_was_not_yet_had_its_default(opened, storage):
+    opened()
+    kept = storage.read_json("config.json")
+    del kept["config"]["dft"]["by"]
+    storage.write_json("config.json", kept)
+    assert opened().identity["notes"] == ["a note"]
+    with pytest.raises(InputError, match=r"dft\.by: 'difference' → 'new'"):
+        opened(dft={"by": "new"})
+
+
 def test_every_difference_is_told_at_once(opened):
     opened()
     with pytest.raises(InputError) as caught:
