@@ -32,13 +32,14 @@ def capacity(config: Config, console: Console) -> Capacity | None:
         names = [node["NodeManagerAddress"] for node, one in zip(living, asked, strict=True) if one in silent]
         raise InputError(f"cluster: {', '.join(names)} did not say in {LONGEST:.0f} s what they have")
     # What Ray may give to ranks, where a node keeps devices or all of its CPUs for something else.
-    return Capacity(
-        tuple(
-            replace(there, devices=min(there.devices, int(node["Resources"].get("GPU", 0))))
-            for node, there in zip(living, ray.get(asked), strict=True)
-            if node["Resources"].get("CPU", 0)
-        )
+    nodes = tuple(
+        replace(there, devices=min(there.devices, int(node["Resources"].get("GPU", 0))))
+        for node, there in zip(living, ray.get(asked), strict=True)
+        if node["Resources"].get("CPU", 0)
     )
+    if not nodes:
+        raise InputError("cluster: no node is there that takes ranks; right would be --nodes, for those that will be")
+    return Capacity(nodes)
 
 
 @ray.remote(num_cpus=0)

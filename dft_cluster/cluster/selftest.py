@@ -72,7 +72,11 @@ def check(name: str, work: Callable[[], str], advice: str) -> Check:
     try:
         return Check(name, work())
     except Exception as error:
-        return Check(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", advice)
+        return _failed(name, error, advice)
+
+
+def _failed(name: str, error: Exception, advice: str) -> Check:
+    return Check(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", advice)
 
 
 def tried(config: Config, console: Console) -> Iterator[Check]:
@@ -91,9 +95,8 @@ def tried(config: Config, console: Console) -> Iterator[Check]:
                 try:
                     yield from trial.of_stage(stage)
                 except LostRankError as lost:
-                    told = f"{type(lost).__name__}: {str(lost).splitlines()[0]}"
-                    yield Check(
-                        f"ZeRO-{stage}: ranks", told, "the ranks' own logs, below Ray's session folder, say why"
+                    yield _failed(
+                        f"ZeRO-{stage}: ranks", lost, "the ranks' own logs, below Ray's session folder, say why"
                     )
                     break  # others would be lost alike
             yield check(
