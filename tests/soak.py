@@ -11,14 +11,15 @@ import csv
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,9 +50,10 @@ class Row:
     struck: bool
     """Whether there was still something to harm; what came too late is no kill."""
     finished_before: int
-    seconds_after: float
-    whole: bool
-    said: str
+    seconds_after: float = 0.0
+    """From the strike until the run ended."""
+    whole: bool = False
+    said: str = ""
 
 
 class Soak:
@@ -75,55 +77,52 @@ class Soak:
         self.spans[-1] = min(self.spans[-2:])  # what comes after the last round has no ranks any more
         self.right = self._outcome("whole")
 
-    def harm(self, number: int, seed: int) -> Row:
-        chance = random.Random(f"{seed}-{number}")
-        how, during, name = chance.choice(HOWS), chance.randint(0, ROUNDS), f"harmed-{number}"
-        moment = chance.random() * self.spans[during]
-        with self._driver(name) as driver:
-            self._begun(driver, during)
-            ended = _ended(driver, moment) is not None
-            ranks = _ranks(driver)
-            struck = not ended and bool(ranks)
-            before = self._finished(name)
-            began = time.monotonic()
-            if struck and how == "kill driver":
-                driver.kill()
-            elif struck:
-                chance.choice(ranks).send_signal(signal.SIGKILL if how == "kill rank" else signal.SIGSTOP)
-            code, said = _ended(driver), _read(driver)
-        if struck and how == "kill driver":
-            with self._driver(name) as driver:
-                code, said = _ended(driver), _read(driver)
-        took = time.monotonic() - began
-        lost = [one for one, digest in before.items() if self._finished(name).get(one) != digest]
+    def harm(self, number: int, seed: int, strikes: int = 1) -> list[Row]:
+        """A run of its own that is struck so many times, each in a later round than the one before."""
+        chance, name = random.Random(f"{seed}-{number}"), f"harmed-{number}"
+        struck: list[tuple[Row, dict[str, str], float]] = []
+        with ExitStack() as drivers:
+            driver = drivers.enter_context(self._driver(name))
+            for during in sorted(chance.sample(range(ROUNDS + 1), strikes)):
+                how, moment = chance.choice(HOWS), chance.random() * self.spans[during]
+                self._begun(driver, during)
+                ranks = _ranks(driver) if _ended(driver, moment) is None else []
+                before, began = self._finished(name), time.monotonic()
+                row = Row(number, seed, how, during, round(moment, 2), bool(ranks), len(before))
+                struck.append((row, before, began))
+                if ranks and how == "kill driver":
+                    driver.kill()
+                    driver = drivers.enter_context(self._driver(name))
+                elif ranks:
+                    chance.choice(ranks).send_signal(signal.SIGKILL if how == "kill rank" else signal.SIGSTOP)
+            code, ended = _ended(driver), time.monotonic()
+            said = self._wrong(name, code, _read(driver), {k: v for _, before, _ in struck for k, v in before.items()})
+        return [
+            replace(row, seconds_after=round(ended - began, 1), whole=not said, said=said.replace("\n", " "))
+            for row, _, began in struck
+        ]
+
+    def _wrong(self, name: str, code: int | None, told: str, before: dict[str, str]) -> str:
+        """What is not as it should be with a run that was struck; nothing if it is whole."""
         if code is None:
-            said = f"hangs after {LIMIT:.0f} s"
-        elif code != 0:
-            said = f"exit code {code}: {said[-600:]}"
-        elif lost:
-            said = f"lost finished rounds: {', '.join(lost)}"
-        elif self._outcome(name) != self.right:
-            said = "ended with other bits"
-        else:
-            said = ""
-        return Row(
-            number,
-            seed,
-            how,
-            during,
-            round(moment, 2),
-            struck,
-            len(before),
-            round(took, 1),
-            not said,
-            said.replace("\n", " "),
-        )
+            return f"hangs after {LIMIT:.0f} s"
+        if code != 0:
+            return f"exit code {code}: {told[-600:]}"
+        after = self._finished(name)
+        if lost := [one for one, manifest in before.items() if after.get(one) != manifest]:
+            return f"lost finished rounds: {', '.join(lost)}"
+        return "" if self._outcome(name) == self.right else "ended with other bits"
 
     def _begun(self, driver: subprocess.Popen[str], number: int) -> float:
-        """When a round of the run began; with 0, when its ranks were there."""
+        """When this round or a later one began, with 0 when the ranks were there; or when the run ended."""
         until = time.monotonic() + LIMIT
-        while not (_ranks(driver) if number == 0 else f"round {number} …" in _read(driver)):
-            if driver.poll() is not None or time.monotonic() > until:
+        while driver.poll() is None:
+            if number == 0:
+                _ranks(driver)
+                break
+            if any(int(begun) >= number for begun in re.findall(r"round (\d+) …", _read(driver))):
+                break
+            if time.monotonic() > until:
                 raise RuntimeError(f"round {number} never began: {_read(driver)}")
             time.sleep(0.02)
         return time.monotonic()
@@ -200,7 +199,7 @@ def main() -> int:
         for number in itertools.count(len(rows)):
             if kills >= asked.kills:
                 break
-            row = soak.harm(number, asked.seed)
+            [row] = soak.harm(number, asked.seed)
             table.writerow(asdict(row))
             out.flush()
             kills, broken = kills + row.struck, broken + (not row.whole)

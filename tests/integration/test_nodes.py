@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dft_cluster.config import Config
 from dft_cluster.patch import inspect
 from tests.integration import nets, runs
 
@@ -42,13 +43,16 @@ class Job:
             pytest.fail(f"never ended:\n{self.said()}")
 
 
-def job(model: Path, facts: Path, folder: Path, **cluster: Any) -> Path:
-    settings = runs.config(
+def settings(model: Path, facts: Path, folder: Path, **cluster: Any) -> Config:
+    return runs.config(
         model, facts, folder / "runs", method={"rounds": 3}, train={"epochs": 40},
         cluster={"groups": 2, "ranks_per_group": 1, "threads": 1, **cluster},
     )  # fmt: skip
+
+
+def job(model: Path, facts: Path, folder: Path, **cluster: Any) -> Path:
     file = folder / "job.yaml"
-    file.write_text(yaml.safe_dump(settings.to_json()))
+    file.write_text(yaml.safe_dump(settings(model, facts, folder, **cluster).to_json()))
     return file
 
 
@@ -59,14 +63,13 @@ def outcome(folder: Path) -> tuple[str, list[str]]:
 
 def test_nodes_lost_and_cut_off(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     """One after the other on one cluster, for its start is the dear part; with as many ranks as before the bits are the same."""
-    folders = {name: tmp_path / name for name in ("whole", "cut", "long", "gone", "apart", "fewer")}
+    folders = {name: tmp_path / name for name in ("cut", "long", "gone", "apart", "fewer")}
     for folder in folders.values():
         folder.mkdir()
+    runs.alone(settings(tiny_model, tiny_facts, tmp_path / "whole", groups=1))
+    right, _ = outcome(tmp_path / "whole")
     with nets.Nodes() as nodes:
         first, second = nodes.add(1), nodes.add(1)
-        whole = Job(nodes, job(tiny_model, tiny_facts, folders["whole"]))
-        assert whole.end() == 0, whole.said()
-        right, _ = outcome(folders["whole"])
 
         # A cable that is out for some seconds: nothing is lost.
         cut = Job(nodes, job(tiny_model, tiny_facts, folders["cut"]))

@@ -14,7 +14,8 @@ from tests.integration import runs
 from tests.integration.heads import Json, head_node
 from tests.integration.test_job import FILED, ROOT, SECRET, wait_for
 
-ROUNDS = 10
+# Enough rounds to be stopped in, however long the command takes that stops them.
+LONG: Json = {"train": {"epochs": 100}, "method": {"rounds": 6}}
 MARK = "said by the checkout that was uploaded"
 
 
@@ -29,17 +30,23 @@ def checkout(tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tiny_facts: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The outcome of a run that was never ended."""
+    folder = tmp_path_factory.mktemp("whole")
+    runs.alone(runs.config(tiny_model, tiny_facts, folder, **LONG, cluster={"groups": 1}))
+    return inspect(folder / "dft" / "patch.safetensors").result_fingerprint
+
+
 @pytest.mark.parametrize("ended_by", ["ray job stop", "the loss of the head"])
 def test_submitted_ended_and_submitted_again(
-    checkout: Path, tiny_model: Path, tiny_facts: Path, tmp_path: Path, ended_by: str
+    checkout: Path, tiny_model: Path, tiny_facts: Path, tmp_path: Path, whole: str, ended_by: str
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"WANDB_API_KEY={FILED}\n")
     keys.chmod(0o600)
-    # Enough rounds to be stopped in, however long the command takes that stops them.
-    long: Json = {"train": {"epochs": 100}, "method": {"rounds": ROUNDS}}
     kept: Json = {"cluster": {"secrets": str(keys)}, "track": {"wandb": "offline"}}
-    settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", **long, **kept)
+    settings = runs.config(tiny_model, tiny_facts, tmp_path / "runs", **LONG, **kept)
     config = tmp_path / "job.yaml"
     config.write_text(yaml.safe_dump(settings.to_json()))
 
@@ -66,20 +73,15 @@ def test_submitted_ended_and_submitted_again(
         assert "resuming after round" in again
         assert MARK in again, "the checkout was uploaded, and goes before what is installed"
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        assert lines[-1]["stop_reason"] == f"method.rounds={ROUNDS} done"
-        assert [line["round"] for line in lines[:-1]] == list(range(ROUNDS + 1))
+        assert lines[-1]["stop_reason"] == f"method.rounds={LONG['method']['rounds']} done"
+        assert [line["round"] for line in lines[:-1]] == list(range(LONG["method"]["rounds"] + 1))
         asked = head.job("list")
         for secret in (SECRET, FILED):
             assert secret not in again + asked
             for file in (*out.rglob("*"), *(head.folder / "session_latest" / "logs").rglob("*")):
                 assert not file.is_file() or secret.encode() not in file.read_bytes(), file
 
-    whole = runs.config(tiny_model, tiny_facts, tmp_path / "whole", **long)
-    runs.alone(whole.model_copy(update={"cluster": whole.cluster.model_copy(update={"groups": 1})}))
-    assert (
-        inspect(out / "patch.safetensors").result_fingerprint
-        == inspect(tmp_path / "whole" / "dft" / "patch.safetensors").result_fingerprint
-    )
+    assert inspect(out / "patch.safetensors").result_fingerprint == whole
 
 
 NODES: Json = {
