@@ -99,7 +99,7 @@ PROMPT_IDS = (5, 9, 40, 77, 3, 120)
 @torch.no_grad()
 def logits(folder: Path, weights: dict[str, torch.Tensor], precision: str) -> torch.Tensor:
     """What a plain model with these weights, cast to the working precision, answers to `PROMPT_IDS`."""
-    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     for name, weight in plain.named_parameters():
         weight.copy_(weights[name])
     return plain(input_ids=torch.tensor([list(PROMPT_IDS)]), use_cache=False).logits.float()

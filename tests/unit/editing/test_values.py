@@ -1,7 +1,6 @@
-"""Values, keys, prefixes and covariances on tiny random models of every architecture."""
+"""Values, keys, prefixes and what covariances add up, on tiny random models of every architecture."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +10,11 @@ from transformers import AutoModelForCausalLM
 from dft_cluster.config import EditingSettings
 from dft_cluster.editing import contexts, states
 from dft_cluster.editing.anatomy import Anatomy, catching
-from dft_cluster.editing.covariance import Covariance, Key, Passage, Sums, cached, keep, text_for, weights_fingerprint
+from dft_cluster.editing.covariance import Passage, Sums
 from dft_cluster.editing.requests import Request, request
 from dft_cluster.editing.subjects import span
 from dft_cluster.editing.trace import DRAWS, NOISE, Asked, indirect_effects
 from dft_cluster.editing.values import Place, seek
-from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.layout import Layout
 from tests import tiny
@@ -221,72 +219,3 @@ def test_tracing_is_its_definition(anatomy: Anatomy, layout: Layout) -> None:
             expected[layer] += float(sum(gained)) / DRAWS
     assert effects == pytest.approx(expected, abs=1e-5)
     assert max(map(abs, expected)) > 1e-4, "there is something to bring back"
-
-
-def test_a_covariance_is_found_again_only_for_the_same_weights_and_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DFT_CACHE", str(tmp_path))
-    known = Covariance(torch.eye(3) * 2, 7)
-    key = Key("model", "text", 5)
-    notes: list[str] = []
-    assert cached(key, "layer", 3, notes.append) is None
-    keep(key, "layer", known)
-    again = cached(key, "layer", 3, notes.append)
-    assert again is not None and torch.equal(again.mean, known.mean) and again.tokens == 7
-    for other in (Key("other", "text", 5), Key("model", "other", 5), Key("model", "text", 6)):
-        assert cached(other, "layer", 3, notes.append) is None
-    assert cached(key, "other layer", 3, notes.append) is None and not notes
-    key.file("layer").write_bytes(b"broken")
-    assert cached(key, "layer", 3, notes.append) is None
-    assert "cannot be read" in notes[0]
-
-
-def test_the_fingerprint_sees_a_single_weight() -> None:
-    model = torch.nn.Linear(3, 3)
-    before = weights_fingerprint(model)
-    assert before == weights_fingerprint(model)
-    with torch.no_grad():
-        model.bias[1] += 1e-3
-    assert before != weights_fingerprint(model)
-
-
-def test_too_little_text_is_solvable_and_much_text_is_left_alone() -> None:
-    keys = torch.randn(4, 32)
-    little = Covariance(keys.T @ keys / 4, 4).solid()
-    assert float(torch.linalg.eigvalsh(little)[0]) > 0
-    assert float(little.trace()) == pytest.approx(float((keys.T @ keys / 4).trace()))
-    full = torch.diag(torch.arange(1.0, 33.0))
-    assert torch.allclose(Covariance(full, 10**8).solid(), full.double(), rtol=1e-4)
-    assert torch.allclose(Covariance(torch.eye(32), 3).solid(), torch.eye(32, dtype=torch.float64))
-
-
-def test_a_short_text_says_more_when_it_is_shrunk() -> None:
-    """Nearer to the true second moment than what was counted, by less and less the longer the text."""
-    torch.manual_seed(0)
-    true = torch.diag(torch.linspace(0.1, 3, 32).double())
-    gains = []
-    for tokens in (8, 64, 4096):
-        keys = torch.randn(tokens, 32, dtype=torch.float64) @ true.sqrt()
-        counted = keys.T @ keys / tokens
-        shrunk = Covariance(counted, tokens).solid()
-        gains.append(float((counted - true).norm() / (shrunk - true).norm()))
-    assert gains[0] > gains[1] > gains[2] > 0.99
-
-
-def test_texts_come_from_facts_or_a_file(layout: Layout, tmp_path: Path) -> None:
-    file = tmp_path / "text.txt"
-    file.write_text("One part\nof two lines.\n\n\n\nAnother part.\n\nA third.")
-    text = text_for(str(file), "train", 2, [], layout)
-    assert [layout.text(one.ids) for one in text.passages] == ["One part\nof two lines.", "Another part."]
-    assert text.tokens == sum(len(one.ids) for one in text.passages) and str(file) in text.source
-    assert text.fingerprint != text_for(str(file), "train", 1, [], layout).fingerprint
-    rows = [row for one in requests(layout) for row in one.rows]
-    own = text_for("facts", "train", 4, rows, layout)
-    assert [one.ids for one in own.passages] == [row.ids[: row.start] for row in rows[:4]]
-    assert own.tokens == sum(row.start - 1 for row in rows[:4])
-    (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(InputError, match="holds no text"):
-        text_for(str(tmp_path / "empty.txt"), "train", 2, [], layout)
-    with pytest.raises(InputError, match="no file"):
-        text_for(str(tmp_path / "absent.txt"), "train", 2, [], layout)

@@ -1,0 +1,134 @@
+"""DFT's variants and controls in whole runs: which elements they choose, what they add there, the same bits everywhere."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration import runs
+from tests.integration.methods import flat, one_round, settings, start_of, swapped, theta
+
+
+def test_the_delicate_step_under_an_adapter_is_the_formula(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """The core over the merged products of two adapters that began alike."""
+    lora = {"lora": {"rank": 4}, "train": {"adapter": "lora"}}
+    start = start_of(tiny_model)
+    new = one_round(tiny_model, tiny_facts, tmp_path, "lora", **lora)
+    old = one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "lora", **lora)
+    found = one_round(tiny_model, tiny_facts, tmp_path, "dft-lora", **lora)
+    adapted = [name for name in start if (new[name] != start[name]).any()]
+    assert len(adapted) == 2 * 7, "every linear map of attention and MLP, nothing else"
+    first, d_new, d_old = (torch.cat([w[n].flatten() for n in adapted]) for w in (start, new, old))
+    d_new, d_old = d_new - first, d_old - first
+    k = first.numel() // 10
+    score = torch.where((d_new > 0) != (d_old > 0), (d_new - d_old).abs(), 0.0)
+    place = torch.sort(score, descending=True, stable=True).indices[:k]
+    expected = first.clone()
+    expected[place] += d_new[place]
+    core = torch.cat([found[n].flatten() for n in adapted])
+    same = (core != first) == (expected != first)
+    assert same.double().mean() > 0.999, "Δ is θ + Δ rounded less θ here, so that the last places of the cut may differ"
+    torch.testing.assert_close(core[same], expected[same], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("mask", ["new", "same", "by-new", "same-by-new"])
+def test_controls_and_rankings_choose_as_they_say(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, mask: str
+) -> None:
+    start = flat(start_of(tiny_model))
+    new = flat(one_round(tiny_model, tiny_facts, tmp_path, "full")) - start
+    old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full")) - start
+    found = flat(one_round(tiny_model, tiny_facts, tmp_path, mask))
+    agree = ((new > 0) & (old > 0)) | ((new < 0) & (old < 0))
+    conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
+    score = {
+        "new": new.abs(),
+        "same": torch.where(agree, (new + old).abs(), 0.0),
+        "by-new": torch.where(conflict, new.abs(), 0.0),
+        "same-by-new": torch.where(agree, new.abs(), 0.0),
+    }[mask]
+    place = torch.sort(score, descending=True, stable=True).indices[: start.numel() // 10]
+    expected = start.clone()
+    expected[place] += new[place]
+    assert torch.equal(found, expected)
+
+
+def test_a_random_core_has_as_many_elements_and_other_ones_every_round(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    record = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "random"))
+    zero, one, two = (flat(theta(record, tiny_model, n)) for n in range(3))
+    k = zero.numel() // 10
+    assert [line["core"]["kept"] for line in record.rounds[1:]] == [k, k]
+    first, second = one != zero, two != one
+    assert 0.8 * k < int(first.sum()) <= k, "all but those whose Δ is nothing"
+    both = int((first & second).sum())
+    assert 0.05 * k < both < 0.2 * k, "a tenth of a tenth"
+
+
+@pytest.mark.parametrize("variant", ["difference", "rest"])
+def test_what_is_added_at_the_core_and_elsewhere(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, variant: str
+) -> None:
+    start = flat(start_of(tiny_model))
+    new = flat(one_round(tiny_model, tiny_facts, tmp_path, "full")) - start
+    old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full")) - start
+    found = flat(one_round(tiny_model, tiny_facts, tmp_path, variant))
+    conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
+    score = torch.where(conflict, (new - old).abs(), 0.0)
+    place = torch.sort(score, descending=True, stable=True).indices[: start.numel() // 10]
+    expected = start + 0.3 * new if variant == "rest" else start.clone()
+    expected[place] = (start + (new if variant == "rest" else new - old))[place]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_groups_under_an_adapter_give_the_bits_of_one(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    one = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "dft-lora", run={"name": "one"}))
+    pair = {"groups": 2, "ranks_per_group": 1, "threads": 1}
+    two = runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, "dft-lora", run={"name": "two"}, cluster=pair))
+    assert runs.parts(one, 2) == runs.parts(two, 2)
+
+
+def test_an_old_delta_used_again_is_that_of_the_round_before(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    record = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "reuse", method={"rounds": 3}))
+    assert [sorted(line["loss"]) for line in record.rounds[1:]] == [["new", "old"], ["new"], ["new", "old"]]
+    assert 2 * len(record.rounds[1]["loss"]["old"]) == len(record.rounds[1]["loss"]["new"]), "one epoch of two"
+    zero, one, two = (flat(theta(record, tiny_model, n)) for n in range(3))
+    old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full", train={"epochs": 1})) - zero
+    assert ((two - one)[two != one] * old[two != one] <= 0).all(), "round 2 conflicts with the delta of round 1"
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("variant", ["reuse", "scales", "drawn", "renew", "rest", "rest-lora", "by-new"])
+def test_variants_on_two_groups_give_the_bits_of_one(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, variant: str
+) -> None:
+    one = runs.alone(settings(tiny_model, tiny_facts, tmp_path, variant, run={"name": "one"}))
+    pair = {"groups": 2, "ranks_per_group": 1, "threads": 1}
+    two = runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, variant, run={"name": "two"}, cluster=pair))
+    assert [runs.parts(one, n) for n in (1, 2)] == [runs.parts(two, n) for n in (1, 2)]
+    drawing = [number for number in (1, 2) if one.rounds[number]["seconds"].get("draw", 0.0) > 0]
+    assert drawing == {"drawn": [1], "renew": [1, 2]}.get(variant, []), (
+        "what the model writes for its training costs time, too"
+    )
+
+
+def test_a_line_search_takes_the_smallest_of_the_best(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    record = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "scales", method={"rounds": 1}))
+    scale = record.rounds[1]["core"]["scale"]
+    exact = {}
+    for one in (0.5, 1.0, 2.0):
+        alone = settings(
+            tiny_model,
+            tiny_facts,
+            tmp_path,
+            "scales",
+            dft={"scales": []},
+            method={"rounds": 1, "scale": one},
+            run={"name": f"s{one}"},
+        )
+        exact[one] = runs.alone(alone).rounds[1]["reliability"]["exact"]
+    assert scale == min(one for one in exact if exact[one] == max(exact.values()))
