@@ -22,6 +22,7 @@ T = TypeVar("T")
 Tick = Callable[[Mapping[str, Progress]], None]
 POLL = 1.0  # seconds between two looks at the ranks while waiting
 TIDY = 5.0  # seconds that ranks get to clear away their files
+START = 60.0  # seconds that ranks get to come up, however short `cluster.hang` is: they import for a while
 GRACE = 10.0  # seconds in which a rank's death shows, after a peer has lost its connection
 
 
@@ -117,6 +118,8 @@ class Watch:
     def __init__(self, actors: Sequence[Any], names: Sequence[str], timeout: float, hang: float, tick: Tick) -> None:
         self.actors, self.names = list(actors), list(names)
         self.timeout, self._hang, self._tick = timeout, hang, tick
+        self.start = min(timeout, max(hang, START))
+        """Seconds in which at least one more rank has to come up."""
         self._asked: dict[str, Any] = {}
         self._answered: dict[str, float] = {}
         self._moved: dict[str, tuple[Progress | None, float]] = {}
@@ -125,12 +128,18 @@ class Watch:
         """Ranks that did not answer when they were last looked for."""
 
     def begin(self, started: Waiting[Any]) -> None:
-        """A verb has been started: from now on time counts, but for ranks that are at work already, for which it does."""
-        now, busy = time.monotonic(), self._busy()
+        """A verb has been started: from now on time counts, but for ranks for which it does already: those that are at work,
+        and those that owe an answer."""
+        now, counting = time.monotonic(), self._busy() | self._owing()
         for name in self.names:
-            if name not in busy:
+            if name not in counting:
                 self._answered[name], self._moved[name] = now, (None, now)
         self.under_way.append(started)
+
+    def _owing(self) -> set[str]:
+        """Ranks that were asked where they stand and have not said so yet."""
+        asked = {reference: name for name, reference in self._asked.items()}
+        return {asked[one] for one in ray.wait(list(asked), num_returns=len(asked), timeout=0)[1]} if asked else set()
 
     def _busy(self) -> set[str]:
         return {name for one in self.under_way for name in one.busy}
@@ -250,18 +259,20 @@ class ActorTeam:
         self.everyone = ActorGroup(*_unzipped(everyone), self._watch)
         self._who: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.gpus = 0.0
+        self.given: dict[str, float] = {}
 
     def know(self) -> None:
         """Learns every rank's process, so that one that answers no more can be ended; they are up then."""
         self._who = {name: actor.who.remote() for actor, name in _named(self.everyone)}
-        until, pending = time.monotonic() + self._watch.timeout, list(self._who.values())
-        while pending := ray.wait(pending, num_returns=len(pending), timeout=POLL)[1]:
+        pending, since = list(self._who.values()), time.monotonic()
+        while left := ray.wait(pending, num_returns=len(pending), timeout=POLL)[1]:
             self._tick({})
-            if time.monotonic() > until:
-                names = [name for name, reference in self._who.items() if reference in pending]
+            if len(left) < len(pending):
+                pending, since = left, time.monotonic()
+            elif time.monotonic() - since > self._watch.start:
+                names = [name for name, reference in self._who.items() if reference in left]
                 raise LostRankError(
-                    f"rank {', '.join(names)} did not start within {self._watch.timeout:.0f} s (cluster.timeout)"
+                    f"rank {', '.join(names)} did not start within {self._watch.start:.0f} s (cluster.hang)"
                 )
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -76,11 +77,11 @@ def on_ray(prepared: Prepared, source: Source, console: Console, kind: Any = Ran
             team.notes += notes
             assemble(
                 team, config, source, prepared.parameters, prepared.standing,
-                device="cuda" if need.gpus else "cpu", threads=threads_of(config, groups * ranks, need),
+                device="cuda" if need.gpus else "cpu", threads=need.threads,
             )  # fmt: skip
             yield team
     except LostRankError as lost:
-        lost.gpus = need.gpus
+        lost.given = need.given()
         raise
 
 
@@ -96,10 +97,9 @@ def ranks_on(
     try:
         for group in placed:
             _await(group, config, groups * ranks, need, console)
-        threads, secrets = threads_of(config, groups * ranks, need), config.cluster.secrets
-        actors = [_actors(kind, group, ranks, need, threads, secrets) for group in placed]
+        actors = [_actors(kind, group, ranks, need, config.cluster.secrets) for group in placed]
         team = ActorTeam(actors, config.cluster.timeout, console.tick, config.cluster.hang)
-        team.gpus = need.gpus
+        team.given = need.given()
         if "PACK" in strategies and len(_totals()) > 1:
             team.notes.append(
                 f"no node holds a group of {ranks} ranks with {need} each: spread over several, which is slower"
@@ -160,14 +160,16 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
         if asked:  # an autoscaler would keep the nodes for ever
             request_resources(bundles=[])
     if there >= groups * ranks:
-        return groups, ranks, need, []
+        return groups, ranks, _with_threads(config, groups * ranks, need), []
     missing = _missing(groups, ranks, need, there)
     if not settings.shrink or there < groups:
         raise InputError(
             f"cluster: {missing}; right would be a smaller cluster.ranks_per_group, cluster.groups=1, cluster.gpus_per_rank=0 to "
             "run on CPUs, or cluster.wait=SECONDS for an autoscaler"
         )
-    return groups, there // groups, need, [f"{missing}: went on with {there // groups} in each (cluster.shrink)"]
+    fewer = there // groups
+    need = _with_threads(config, groups * fewer, need)
+    return groups, fewer, need, [f"{missing}: went on with {fewer} in each (cluster.shrink)"]
 
 
 def _missing(groups: int, ranks: int, need: Need, there: int) -> str:
@@ -200,18 +202,17 @@ def _share(config: Config, ranks: int) -> Need:
     return Need(min(1.0, int(1000 * there.get("CPU", 0.0) / ranks) / 1000) or 1.0, gpus)
 
 
-def threads_of(config: Config, ranks: int, need: Need) -> int:
+def _with_threads(config: Config, ranks: int, need: Need) -> Need:
     """As set, else the cores of the smallest node that can hold a rank, shared out as if the ranks were spread evenly."""
-    if config.cluster.threads:
-        return config.cluster.threads
     cores = [node.get("CPU", 1.0) for node in _totals() if fits(node, need)]
-    return max(1, int(min(cores, default=1.0) * len(cores) // ranks))
+    alike = min(min(cores, default=1.0), min(cores, default=1.0) * len(cores) // ranks)
+    return replace(need, threads=config.cluster.threads or max(1, int(alike)))
 
 
-def _actors(kind: Any, group: Any, ranks: int, need: Need, threads: int, secrets: str | None) -> list[Any]:
+def _actors(kind: Any, group: Any, ranks: int, need: Need, secrets: str | None) -> list[Any]:
     # Nothing secret stands here: whoever reaches the cluster can read an actor's environment.
     quiet = {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(need.threads),
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore::FutureWarning",

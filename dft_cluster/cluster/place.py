@@ -16,6 +16,12 @@ class Need:
 
     cpus: float
     gpus: float
+    threads: int = 1
+    """CPU threads, which no resource counts."""
+
+    def given(self) -> dict[str, float]:
+        """The same as settings of `cluster`."""
+        return {"gpus_per_rank": self.gpus, "threads": self.threads}
 
     def bundle(self) -> dict[str, float]:
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}

@@ -18,7 +18,7 @@ import torch
 from dft_cluster.cluster.actors import ActorTeam
 from dft_cluster.cluster.command import FAILED, OK, checked, parser
 from dft_cluster.cluster.job import ready
-from dft_cluster.cluster.launch import connect, ranks_on, room, threads_of
+from dft_cluster.cluster.launch import connect, ranks_on, room
 from dft_cluster.cluster.tried import Tried, TriedActor
 from dft_cluster.config import Config, TrainSettings
 from dft_cluster.config_file import load
@@ -178,8 +178,8 @@ class _Trial:
     def _build(self, team: ActorTeam, config: Config) -> str:
         began = time.perf_counter()
         source = Source(config.model, self.storage.uri, "model")
-        threads = threads_of(config, self.groups * self.ranks, self.need)
-        assemble(team, config, source, self.weights, device="cuda" if self.need.gpus else "cpu", threads=threads)
+        device = "cuda" if self.need.gpus else "cpu"
+        assemble(team, config, source, self.weights, device=device, threads=self.need.threads)
         return f"built in {time.perf_counter() - began:.1f} s"
 
     def _trains(self, team: ActorTeam, train: TrainSettings) -> str:

@@ -3,7 +3,7 @@
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +61,8 @@ def _open(prepared: Prepared, console: Console) -> Record:
 
 
 WARM_UP = 0
+GIVEN = ("gpus_per_rank", "threads")
+"""Settings of `cluster` that may be left to the cluster, and are then kept in config.json."""
 
 
 class _Run:
@@ -121,7 +123,7 @@ class _Run:
             except LostRankError as lost:
                 # A finished round between two failures shows that the run can be saved.
                 failures = [*(failures if self.next == before else []), str(lost)]
-                self._remember_gpus(lost.gpus)
+                self._remember(lost.given)
                 self.lost(failures, lost)
             except InputError as error:
                 if not failures:
@@ -139,7 +141,7 @@ class _Run:
                     self._look_again()
                     if self.result is not None:
                         return
-                self._remember_gpus(self.team.gpus)
+                self._remember(self.team.given)
                 self.record.begin()
                 for note in self.team.notes:
                     self.console.say(note)
@@ -166,16 +168,15 @@ class _Run:
         return max((line.get("at", 0.0) for line in self.record.rounds), default=0.0)
 
     def _on_what_it_began(self, seat: Prepared) -> Prepared:
-        """A run that was begun on GPUs waits for GPUs (or is refused): it would never end on CPUs, unless that is asked for."""
-        cluster, known = seat.config.cluster, self.record.identity.get("gpus_per_rank")
-        if cluster.gpus_per_rank is not None or known is None:
-            return seat
-        update = {"cluster": cluster.model_copy(update={"gpus_per_rank": known})}
+        """What the cluster gave when the run began it has again, unless the config says otherwise: as many threads, for the same
+        bits, and GPUs, which are waited for (or the run is refused), for it would never end on CPUs."""
+        cluster, known = seat.config.cluster, self.record.identity
+        again = {key: known[key] for key in GIVEN if getattr(cluster, key) is None and key in known}
+        update = {"cluster": cluster.model_copy(update=again)}
         return replace(seat, config=seat.config.model_copy(update=update))
 
-    def _remember_gpus(self, each: float) -> None:
-        if each:
-            self.record.identity["gpus_per_rank"] = each
+    def _remember(self, given: Mapping[str, float]) -> None:
+        self.record.identity |= {key: value for key, value in given.items() if value}
 
     def lost(self, failures: list[str], last: LostRankError) -> None:
         """Ranks are gone: says so, and lets new ones go on from the last finished round, unless that has failed too often."""

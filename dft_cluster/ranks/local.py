@@ -44,7 +44,7 @@ class LocalTeam:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.gpus = 0.0
+        self.given: dict[str, float] = {}
         self.old = self.new = self.everyone = LocalGroup(Rank())
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Ranks in groups, addressed by verb: `group.call(Rank.keep)` asks every rank of a group, wherever it runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
@@ -10,8 +10,12 @@ T = TypeVar("T")
 class LostRankError(RuntimeError):
     """Ranks are gone, or do not answer in time; the last finished round is safe, and new ranks can go on from it."""
 
-    gpus = 0.0
-    """GPUs that each of them had."""
+    given: Mapping[str, float]
+    """What they had been given by the cluster, as in `Team`."""
+
+    def __init__(self, said: str, given: Mapping[str, float] | None = None) -> None:
+        super().__init__(said)
+        self.given = given or {}
 
 
 class Pending(Protocol[T]):
@@ -51,8 +55,8 @@ class Team(Protocol):
 
     notes: list[str]
     """What the user should know of how the ranks were placed."""
-    gpus: float
-    """GPUs that each rank was given by a cluster."""
+    given: dict[str, float]
+    """What a cluster gave each rank where the config left it open: settings of `cluster`, by name."""
 
     @property
     def old(self) -> Group: ...

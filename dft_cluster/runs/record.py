@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD
 from dft_cluster.config import Config
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
@@ -101,17 +102,15 @@ class Record:
                 f"{self.storage.uri} holds a run of another config; it cannot go on with this one (name another run, or "
                 "change back):\n" + "\n".join(f"  {line}" for line in changed)
             )
-        shape = (
-            "ranks_per_group",
-            "threads",
-            "gpus_per_rank",
-            *(("groups",) if self.config.method.name == "full" else ()),
+        # Two groups do the work of one; a method that does without the old side has all ranks in one world.
+        paired = self.config.method.name == "dft" and LOOKS_AT_OLD[self.config.dft.mask]
+        shape = ("ranks_per_group", "threads", "gpus_per_rank", *(() if paired else ("groups",)))
+        # What was left open then was given by the cluster, and is again what is left open now.
+        then, later = (
+            {key: self.identity.get(key) if one.get(key) is None else one[key] for key in shape}
+            for one in (before["cluster"], now["cluster"])
         )
-        differing = [
-            f"cluster.{key} {before['cluster'].get(key)} → {now['cluster'][key]}"
-            for key in shape
-            if before["cluster"].get(key) != now["cluster"][key]
-        ]
+        differing = [f"cluster.{key} {then[key]} → {later[key]}" for key in shape if then[key] != later[key]]
         versions = self.identity.get("versions", {})
         differing += [
             f"{package} {versions.get(package)} → {version}"

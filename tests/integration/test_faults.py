@@ -1,6 +1,8 @@
 """Ranks that are lost: new ones go on from the last finished round, and the end is the same to the bit."""
 
 import json
+import os
+import re
 import signal
 import time
 from functools import partial
@@ -8,11 +10,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.experimental.internal_kv import _internal_kv_get
 
+from dft_cluster.cluster import actors
 from dft_cluster.cluster.actors import RankProcess
 from dft_cluster.cluster.launch import on_ray
 from dft_cluster.errors import InputError
@@ -130,6 +134,34 @@ def test_a_rank_that_answers_while_its_steps_stand_still_is_given_up(
     assert f" at {step - 1} of " in told
     assert 8 <= noticed - stuck.stat().st_mtime <= 8 + 5
     assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
+
+
+def test_a_rank_that_is_stopped_while_it_comes_up_is_given_up_and_ended(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, unharmed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows its number yet: Ray ends it with its place."""
+    monkeypatch.setattr(actors, "START", 15.0)
+    stopped = tmp_path / "stopped"
+
+    class Stopping(RankProcess):
+        def __init__(self) -> None:
+            if not stopped.exists():
+                stopped.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
+            super().__init__()
+
+    kind = ray.remote(concurrency_groups={"watch": 1})(Stopping)
+    config = settings(tiny_model, tiny_facts, tmp_path, "harmed", hang=8)
+    run(prepare(config), partial(on_ray, kind=kind), Console(runs.silent))
+    notes = runs.read(config).identity["notes"]
+    assert any(
+        re.fullmatch(r"rank \S+ did not start within 15 s .*; new ranks went on from the beginning", n) for n in notes
+    )
+    assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
+    until = time.monotonic() + 30
+    while psutil.pid_exists(int(stopped.read_text())) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not psutil.pid_exists(int(stopped.read_text()))
 
 
 def test_a_run_that_cannot_be_saved_names_each_failure(

@@ -246,26 +246,28 @@ def test_a_run_that_never_resumes_may_need_other_ranks_on_the_way(
     assert run(prepare(settings), in_this_process, Console(runs.silent))["rounds"] == 1
 
 
-@pytest.mark.parametrize("asked", [None, 0.0])
-def test_a_run_that_was_begun_on_gpus_goes_on_with_gpus_unless_told_otherwise(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, asked: float | None
+@pytest.mark.parametrize(("key", "given", "asked"), [("gpus_per_rank", 1.0, 0.0), ("threads", 3, 2)])
+@pytest.mark.parametrize("tells", [False, True])
+def test_what_a_cluster_gave_a_run_it_has_again_when_it_goes_on_unless_told_otherwise(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, key: str, given: float, asked: float, tells: bool
 ) -> None:
     wanted: list[float | None] = []
 
     @contextmanager
-    def with_gpus(prepared: Any, *rest: Any) -> Iterator[Any]:
-        """This machine has none: the team says that it was given one for each rank."""
-        wanted.append(prepared.config.cluster.gpus_per_rank)
+    def giving(prepared: Any, *rest: Any) -> Iterator[Any]:
+        """This process gives nothing: the team says that it did."""
+        wanted.append(getattr(prepared.config.cluster, key))
         with in_this_process(prepared, *rest) as team:
-            team.gpus = 1.0
+            team.given = {key: given}
             yield team
 
-    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2})
+    told: dict[str, Any] = {"method": {"rounds": 2}, "cluster": {"threads": None}}
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, **told)
     with pytest.raises(Crash):
-        run(prepare(settings), with_gpus, Console(crash_at("round 2")))
-    again = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2}, cluster={"gpus_per_rank": asked})
-    run(prepare(again), with_gpus, Console(runs.silent))
-    assert wanted == [None, 1.0 if asked is None else asked]
+        run(prepare(settings), giving, Console(crash_at("round 2")))
+    again = runs.config(tiny_model, tiny_facts, tmp_path, **told | ({"cluster": {key: asked}} if tells else {}))
+    run(prepare(again), giving, Console(runs.silent))
+    assert wanted == [None, asked if tells else given]
 
 
 @pytest.mark.parametrize("warmup", [0, 1])

@@ -69,6 +69,14 @@ def test_a_rank_that_stands_still_does_not_gain_time_when_another_group_is_done(
     assert time.monotonic() - stopped < HANG + 4
 
 
+def test_a_rank_that_stands_still_does_not_gain_time_by_what_the_other_group_does(team: ActorTeam) -> None:
+    stopped = strike(team, "old-0", signal.SIGSTOP)
+    with pytest.raises(LostRankError, match="rank old-0 did not answer for 6 s"):
+        for _ in range(5):
+            team.new.call(Sleeper.work, HANG - 3)
+    assert time.monotonic() - stopped < HANG + 4
+
+
 def test_a_process_that_has_another_s_number_is_left_alone(team: ActorTeam) -> None:
     """Numbers are given anew: a rank is ended by number and birth."""
     node, number, born = ray.get(team._who["new-0"])

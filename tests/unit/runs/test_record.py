@@ -138,6 +138,20 @@ def test_what_may_change_bits_is_noted_once(opened, storage, change, told):
     assert storage.read_json("config.json")["notes"] == notes
 
 
+def test_what_a_cluster_gave_is_what_it_is_compared_with(opened):
+    given = IDENTITY | {"threads": 2}
+    opened(identity=given)
+    assert opened(identity=given, cluster={"threads": 2}).identity["notes"] == ["a note"]
+    assert "cluster.threads 2 → 3" in opened(identity=given, cluster={"threads": 3}).identity["notes"][1]
+
+
+@pytest.mark.parametrize("name", ["lora", "ft_c", "f_learning", "interpolate", "memit"])
+def test_methods_of_one_group_train_on_every_rank(opened, name):
+    method = {"method": {"name": name}} | ({"train": {"adapter": "lora"}} if name == "lora" else {})
+    opened(**method)
+    assert "cluster.groups 2 → 1" in opened(**method, cluster={"groups": 1}).identity["notes"][1]
+
+
 def test_plain_fine_tuning_trains_on_every_rank(opened):
     full = {"method": {"name": "full"}}
     opened(**full)
