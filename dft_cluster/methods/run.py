@@ -292,8 +292,7 @@ class _Run:
         if storage.exists("baseline.json") and record.rounds:
             self.examiner.remember(storage.read_json("baseline.json"))
             last = finished[-1].number if finished else 0
-            record.checkpoints.drop_after(last)
-            record.keep_until(last)
+            self._begin_after(last)
             if last:
                 self.console.phase(f"resuming after round {last}")
                 self.team.everyone.call(Rank.restore, self.source, storage.uri, record.checkpoints.chain(last), True)
@@ -302,8 +301,7 @@ class _Run:
                         last, Outcome(**{k: v for k, v in finished[-1].outcome.items() if k != "tokens_per_second"})
                     )
             return
-        record.checkpoints.drop_after(0)
-        record.keep_until(-1)
+        self._begin_after(-1)
         self.examiner.own = storage.read_json("base.json")["own"] if self.warm else []
         self.console.phase("measuring the model before the first round")
         began = time.perf_counter()
@@ -312,6 +310,15 @@ class _Run:
         self._add(
             {"round": 0, **figures, "seconds": {"evaluate": time.perf_counter() - began}, "memory": self._memory()}
         )
+
+    def _begin_after(self, number: int) -> None:
+        """What comes after this round, or all of it with -1, will be done again."""
+        aside = self.record.checkpoints.set_aside(max(0, number))
+        self.record.keep_until(number)
+        if aside:
+            note = f"finished rounds that are done again are kept in {', '.join(aside)}"
+            self.console.say(note)
+            self.record.note(note)
 
     def _round(self, number: int) -> None:
         self.console.phase(f"round {number}")

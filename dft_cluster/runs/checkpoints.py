@@ -116,8 +116,18 @@ class Checkpoints:
                 break
         return chain
 
-    def drop_after(self, number: int) -> None:
-        """Forgets rounds that will be done again."""
-        for folder in self.run.folders("checkpoints"):
-            if folder.startswith("round-") and int(folder.removeprefix("round-")) > number:
+    def set_aside(self, number: int) -> list[str]:
+        """Clears the way for rounds after this one, which will be done again. Those whose manifest stands are kept elsewhere: the
+        folders that hold them now."""
+        kept = []
+        there = self.run.folders("checkpoints")
+        for folder in there:
+            if not folder.startswith("round-") or int(folder.removeprefix("round-")) <= number:
+                continue
+            if self.run.exists(f"checkpoints/{folder}/{MANIFEST}"):
+                before = sum(one.startswith(f"aside-{folder}") for one in there)
+                kept.append(f"checkpoints/aside-{folder}-{before + 1}")
+                self.run.move(f"checkpoints/{folder}", kept[-1])
+            else:
                 self.run.remove(f"checkpoints/{folder}")
+        return kept

@@ -3,6 +3,8 @@
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,15 @@ def _opened(uri: str) -> tuple[fs.FileSystem, str]:
     """A bucket whose region is not named is asked for it."""
     system, root = fs.FileSystem.from_uri(uri)
     return system, root
+
+
+def _settle(folder: Path) -> None:
+    """The names that a folder holds go to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Storage:
@@ -65,6 +76,13 @@ class Storage:
     @patiently
     def make(self, name: str = "") -> None:
         self.system.create_dir(self.path(name), recursive=True)
+        if self.local is not None:
+            _settle((self.local / name).parent)
+
+    @patiently
+    def move(self, name: str, to: str) -> None:
+        """A folder to another place here."""
+        self.system.move(self.path(name), self.path(to))
 
     @patiently
     def remove(self, name: str) -> None:
@@ -72,9 +90,25 @@ class Storage:
         if self.exists(name):
             self.system.delete_dir(self.path(name))
 
-    def writer(self, name: str) -> Any:
-        """A stream to a file; what it holds counts only once something else says so (a manifest)."""
-        return self.system.open_output_stream(self.path(name))
+    @contextmanager
+    def writer(self, name: str) -> Iterator[Any]:
+        """A stream to a file, which is there, whole and on the disk, once the block has ended well: a reader sees the old file
+        or the new one."""
+        if self.local is None:
+            with self.system.open_output_stream(self.path(name)) as stream:
+                yield stream
+            return
+        target = self.local / name
+        making = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with making.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            making.replace(target)
+            _settle(target.parent)
+        finally:
+            making.unlink(missing_ok=True)
 
     @patiently
     def read(self, name: str) -> bytes:
@@ -86,21 +120,8 @@ class Storage:
 
     @patiently
     def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all: a reader sees the old file or the new one."""
-        if self.local is None:
-            with self.system.open_output_stream(self.path(name)) as stream:
-                stream.write(content)
-            return
-        target = self.local / name
-        making = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with making.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            making.replace(target)
-        finally:
-            making.unlink(missing_ok=True)
+        with self.writer(name) as stream:
+            stream.write(content)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

@@ -215,6 +215,23 @@ def test_a_checkpoint_cut_short_is_left_aside_and_said(tiny_model: Path, tiny_fa
     record = runs.alone(settings, said.append)
     assert any("checkpoint of round 2 is left aside" in line and "round 1 is used" in line for line in said)
     assert any("round 2" in note for note in record.identity["notes"])
+    assert any("kept in checkpoints/aside-round-0002-1" in note for note in record.identity["notes"])
+    assert (part.parents[1] / "aside-round-0002-1" / part.name).exists()
+    assert runs.parts(record, 3) == whole
+
+
+def test_finished_rounds_outlast_the_loss_of_what_was_measured(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    whole = runs.parts(runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "whole")), 3)
+    settings = runs.config(tiny_model, tiny_facts, tmp_path)
+    with pytest.raises(Crash):
+        runs.alone(settings, crash_at("round 3"))
+    (tmp_path / "dft" / "metrics.jsonl").unlink()
+    record = runs.alone(settings)
+    [note] = [note for note in record.identity["notes"] if "done again" in note]
+    assert "checkpoints/aside-round-0001-1, checkpoints/aside-round-0002-1" in note
+    assert (tmp_path / "dft" / "checkpoints" / "aside-round-0002-1" / "manifest.json").exists()
     assert runs.parts(record, 3) == whole
 
 

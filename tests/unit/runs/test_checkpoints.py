@@ -118,7 +118,10 @@ def test_a_damaged_round_is_left_aside_and_said_so(storage, tmp_path, how):
     assert "checkpoint of round 2 is left aside" in note and "round 1 is used" in note
     made.finished()
     assert made.notes == [note]
-    made.drop_after(1)
+    whole = storage.read("checkpoints/round-0003/rank-00000.safetensors")
+    kept = made.set_aside(1)
+    assert "checkpoints/aside-round-0003-1" in kept
+    assert storage.read("checkpoints/aside-round-0003-1/rank-00000.safetensors") == whole
     assert numbers(storage) == ([1], [])
     assert theta(storage, 1, tmp_path)[1] == 1
 
@@ -139,12 +142,23 @@ def test_a_round_begun_anew_forgets_what_was_there(storage):
 def test_other_folders_are_left_alone(storage):
     made = rounds(storage, False)
     storage.make("checkpoints/warm-up")
-    made.drop_after(0)
-    assert storage.folders("checkpoints") == ["warm-up"]
+    assert made.set_aside(0) == ["checkpoints/aside-round-0001-1"]
+    made.begin(1)
+    assert made.set_aside(0) == [], "what was never finished is not kept"
+    assert storage.folders("checkpoints") == ["aside-round-0001-1", "warm-up"]
+
+
+def test_what_was_set_aside_before_stays_when_more_is(storage):
+    made = rounds(storage, False)
+    first = storage.read("checkpoints/round-0001/manifest.json")
+    assert made.set_aside(0) == ["checkpoints/aside-round-0001-1"]
+    rounds(storage, False)
+    assert made.set_aside(0) == ["checkpoints/aside-round-0001-2"]
+    assert storage.read("checkpoints/aside-round-0001-1/manifest.json") == first
 
 
 def test_more_rounds_than_the_names_have_digits_for(storage):
     made = Checkpoints(storage)
     assert made.begin(12345) == "checkpoints/round-12345"
-    made.drop_after(12344)
+    assert made.set_aside(12344) == []
     assert storage.folders("checkpoints") == []
