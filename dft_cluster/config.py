@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -284,6 +284,12 @@ class TrackSettings(_Section):
 
 
 ONE_ROUND = ("rome", "memit")
+STORAGE_OPTIONS = {
+    "allow_bucket_creation", "blob_storage_authority", "check_directory_existence_before_creation", "dfs_storage_authority",
+    "enable_tls", "endpoint_override", "force_virtual_addressing", "project_id", "region", "replication", "retry_limit_seconds",
+    "scheme",
+}  # fmt: skip
+"""What may stand behind the ? of a storage URI: of what pyarrow reads there, that which is no key."""
 
 
 class Config(_Section):
@@ -357,7 +363,13 @@ def impossible(config: Config) -> Iterable[str]:
         yield "facts.seed: chooses which facts a facts.limit takes, and there is none"
     if config.model.name == "smollm2-135m" and (config.model.gguf, config.model.revision) != (None, None):
         yield "model.gguf, model.revision: do not go with model.name=smollm2-135m, which comes with its package"
-    if (urlsplit(config.run.dir).password if "://" in config.run.dir else None) is not None:
-        yield "run.dir: a storage URI must not hold a key; the storage's own environment variables are read instead"
+    if "://" in config.run.dir:
+        uri = urlsplit(config.run.dir)
+        options = {key.lower() for key, _ in parse_qsl(uri.query, keep_blank_values=True)}
+        if uri.password is not None or not options <= STORAGE_OPTIONS:
+            yield (
+                "run.dir: a storage URI must not hold a key; the storage's own environment variables are read instead"
+                f" (beside the place it may say {', '.join(sorted(STORAGE_OPTIONS))})"
+            )
     if "teacher_forced" not in config.evaluate.protocols:
         yield "evaluate.protocols: teacher_forced must be among them, the stop rule reads it"

@@ -29,6 +29,7 @@ def absolute(directory: str) -> str:
     """`run.dir` as every rank can use it: a job's working directory is a copy that goes away."""
     from dft_cluster.cluster.launch import inside_a_job
 
+    directory = directory if "://" in directory else str(Path(directory).expanduser())
     if "://" in directory or Path(directory).is_absolute():
         return directory
     if inside_a_job():

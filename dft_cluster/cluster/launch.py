@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -48,6 +47,12 @@ def connect(config: Config, console: Console) -> None:
     if ray.is_initialized():
         return
     address = config.cluster.address if meant(config) else "local"
+    jobs = os.environ.get("RAY_ADDRESS", "")
+    if address == "auto" and "://" in jobs and not jobs.startswith("ray://"):
+        raise InputError(
+            f"RAY_ADDRESS={jobs} is where jobs are submitted, and no cluster to join from here; right would be "
+            "`ray job submit … -- python …` for this same line, or `env -u RAY_ADDRESS python …` for a Ray of its own"
+        )
     console.phase("starting an embedded Ray" if address == "local" else f"joining the Ray cluster ({address})")
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     stop = signal.getsignal(signal.SIGTERM)
@@ -146,19 +151,19 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
     """
     settings = config.cluster
     until = time.monotonic() + settings.wait
-    asked = False
+    wanted: list[Any] = []
     try:
         while (there := holds(_totals(), need := _share(config, groups * ranks))) < groups * ranks:
             left = until - time.monotonic()
             if left <= 0:
                 break
             console.phase(f"waiting for room: {_missing(groups, ranks, need, there)}; {left:.0f} s left (cluster.wait)")
-            request_resources(bundles=[need.bundle()] * groups * ranks)
-            asked = True
+            # What cannot be placed yet is what an autoscaler brings nodes for; it ends with this job, however that ends.
+            wanted = wanted or [placement_group([need.bundle()] * ranks, strategy="PACK") for _ in range(groups)]
             time.sleep(min(left, WAIT_POLL))
     finally:
-        if asked:  # an autoscaler would keep the nodes for ever
-            request_resources(bundles=[])
+        for group in wanted:
+            remove_placement_group(group)
     if there >= groups * ranks:
         return groups, ranks, _with_threads(config, groups * ranks, need), []
     missing = _missing(groups, ranks, need, there)

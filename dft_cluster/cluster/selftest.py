@@ -26,6 +26,7 @@ from dft_cluster.facts.layout import Example
 from dft_cluster.models.structure import Parameter, parameters
 from dft_cluster.ranks.assemble import assemble
 from dft_cluster.ranks.rank import Rank, Source
+from dft_cluster.ranks.shared import blind
 from dft_cluster.ranks.team import LostRankError
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.storage import Storage
@@ -85,9 +86,8 @@ def tried(config: Config, console: Console) -> Iterator[Check]:
     soon = {"timeout": min(cluster.timeout, LONGEST), "hang": min(cluster.hang, LONGEST)}
     config = config.model_copy(update={"cluster": cluster.model_copy(update=soon)})
     connect(config, console)
-    yield Check(
-        "cluster", f"{len(ray.nodes())} node(s), {ray.cluster_resources().get('GPU', 0):g} GPU, Ray {ray.__version__}"
-    )
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    yield Check("cluster", f"{nodes} node(s), {ray.cluster_resources().get('GPU', 0):g} GPU, Ray {ray.__version__}")
     with tempfile.TemporaryDirectory(prefix="dft-") as scratch:
         trial = _Trial(config, Path(scratch), console)
         try:
@@ -167,10 +167,10 @@ class _Trial:
     def _storage(self, team: ActorTeam) -> str:
         self.storage.make()
         self.storage.put(self.model, "model")
-        self.storage.write("seen", b"word")
-        seen = team.everyone.call(Rank.sees, self.storage.uri, "seen", "word")
-        if not all(seen):
-            raise OSError(f"rank(s) {[i for i, s in enumerate(seen) if not s]} do not see what the driver wrote there")
+        if unseen := blind(team.everyone, self.storage):
+            raise OSError(
+                f"rank(s) {unseen} do not see what the driver wrote there, or it does not see what they wrote"
+            )
         names = [(self.storage.uri, f"part-{i}") for i in range(team.everyone.size)]
         written, read = zip(*team.everyone.each(Tried.store, names), strict=True)
         return f"written {sum(written) / 1e6:.0f} MB/s, read {sum(read) / 1e6:.0f} MB/s, all ranks at once"

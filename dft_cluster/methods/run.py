@@ -21,6 +21,7 @@ from dft_cluster.methods.stop import kept_round, reached, stop_reason
 from dft_cluster.methods.training_set import Drawn, drawn_once, examples
 from dft_cluster.patch.folder import Folder
 from dft_cluster.ranks.rank import Rank, Source
+from dft_cluster.ranks.shared import blind
 from dft_cluster.ranks.team import LostRankError, Team
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.parts import Written
@@ -218,15 +219,11 @@ class _Run:
         self.result = self._end(reason)
 
     def _prove_shared_folder(self) -> None:
-        """Every rank must read in the run's folder what is written here."""
-        word = secrets.token_hex(8)
         self.record.storage.make("checkpoints")
-        self.record.storage.write("checkpoints/.seen", word.encode())
-        seen = self.team.everyone.call(Rank.sees, self.record.storage.uri, "checkpoints/.seen", word)
-        if not all(seen):
+        if unseen := blind(self.team.everyone, self.record.storage):
             raise InputError(
-                f"run.dir: {self.config.run.dir} is not the same folder for rank(s) {[i for i, s in enumerate(seen) if not s]} "
-                "as for the driver; right would be a shared folder (NFS) or a storage URI such as s3://bucket/runs"
+                f"run.dir: {self.config.run.dir} is not the same folder for rank(s) {unseen} as for the driver; right would be a "
+                "shared folder (NFS) or a storage URI such as s3://bucket/runs"
             )
 
     def _useful(self, work: Callable[[], Any]) -> Any:

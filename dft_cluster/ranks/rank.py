@@ -56,10 +56,13 @@ class Rank(Editing):
             probe.bind(("", 0))
             return self._address, probe.getsockname()[1]
 
-    def sees(self, uri: str, name: str, word: str) -> bool:
-        """Whether this rank reads in the run's storage what the driver wrote there."""
+    def sees(self, uri: str, name: str, word: str, answer: str) -> bool:
+        """Whether this rank reads in the run's storage what the driver wrote there; it writes the same beside it."""
         storage = Storage(uri)
-        return storage.exists(name) and storage.read(name).decode() == word
+        if not storage.exists(name) or storage.read(name).decode() != word:
+            return False
+        storage.write(answer, word.encode())
+        return True
 
     def build(
         self,

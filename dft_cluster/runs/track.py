@@ -67,6 +67,7 @@ class Tracker:
             columns = list(landed[0])
             numbers["core/by_layer"] = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in landed])
         self._run.log(numbers)
+        self._bring()
 
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """The end of the run, with its files as artifacts."""
@@ -89,9 +90,14 @@ class Tracker:
             return
         self._run.finish()
         self._run = None
+        self._bring()
+        if self._storage.local is None:
+            shutil.rmtree(self._folder)
+
+    def _bring(self) -> None:
+        """Where the run's folder is no folder here: what there is by now goes to its place, lest it goes with this machine."""
         if self._storage.local is None:
             self._storage.put(self._folder / "wandb", "wandb")
-            shutil.rmtree(self._folder)
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -1,6 +1,5 @@
 """Ranks that are lost: new ones go on from the last finished round, and the end is the same to the bit."""
 
-import json
 import os
 import re
 import signal
@@ -13,8 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
-from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import placement_group_table
 
 from dft_cluster.cluster import actors
 from dft_cluster.cluster.actors import RankProcess
@@ -192,13 +190,14 @@ def test_waiting_for_room_is_said_and_ends(tiny_model: Path, tiny_facts: Path, t
     assert any("waiting for room" in line and "s left (cluster.wait)" in line for line in said)
 
 
-def test_an_autoscaler_is_asked_for_room_while_a_run_waits_and_no_longer(
+def test_room_that_is_waited_for_is_told_to_an_autoscaler_and_no_longer(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path
 ) -> None:
     asked: list[list[dict[str, float]]] = []
 
     def say(_line: str) -> None:
-        asked.append(json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"[]"))
+        pending = [one for one in placement_group_table().values() if one["state"] == "PENDING"]
+        asked.append([bundle for one in pending for bundle in one["bundles"].values()])
 
     config = settings(tiny_model, tiny_facts, tmp_path, "large", gpus_per_rank=1, wait=7)
     with pytest.raises(InputError, match="the cluster holds 0"):

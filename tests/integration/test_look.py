@@ -5,10 +5,24 @@ from pathlib import Path
 import pytest
 import ray
 
+from dft_cluster.cluster.launch import connect
 from dft_cluster.cluster.look import capacity
+from dft_cluster.errors import InputError
 from dft_cluster.planning.capacity import Capacity, Node
 from dft_cluster.runs.console import Console
 from tests.integration import runs
+
+
+def test_where_jobs_are_submitted_is_no_cluster_to_join(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    settings = runs.config(tiny_model, tiny_facts, tmp_path)
+    with pytest.raises(
+        InputError, match=r"RAY_ADDRESS=http://127\.0\.0\.1:8265 is where jobs are submitted.*env -u RAY_ADDRESS"
+    ):
+        connect(settings, Console(runs.silent))
 
 
 @pytest.mark.usefixtures("cluster")

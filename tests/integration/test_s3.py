@@ -19,7 +19,7 @@ from dft_cluster.patch import inspect
 from dft_cluster.runs.storage import Storage
 from tests.integration import runs
 from tests.integration.proxy import Proxy
-from tests.integration.test_rounds import Crash, crash_at
+from tests.integration.test_rounds import Crash
 
 ONE = {"groups": 1, "threads": 1}
 
@@ -76,11 +76,19 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(
     """Crashed in round 2 and taken up again; the warmed base, the export and the report lie in the bucket."""
     more = {"warmup": {"epochs": 1}, "method": {"rounds": 2}, "cluster": ONE}
     here = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, **more))
-    there = runs.config(tiny_model, tiny_facts, tmp_path, **more, run={"dir": bucket, "export": True})
-    with pytest.raises(Crash):
-        runs.alone(there, crash_at("round 2"))
-    record = runs.alone(there)
+    there = runs.config(
+        tiny_model, tiny_facts, tmp_path, **more, run={"dir": bucket, "export": True}, track={"wandb": "offline"}
+    )
     storage = Storage(bucket).below("dft")
+
+    def crash(text: str) -> None:
+        if "round 2" in text:
+            assert storage.folders("wandb"), "what was tracked until now does not go with the driver"
+            raise Crash
+
+    with pytest.raises(Crash):
+        runs.alone(there, crash)
+    record = runs.alone(there)
     assert storage.local is None
     patch = tmp_path / "patch.safetensors"
     patch.write_bytes(storage.read("patch.safetensors"))

@@ -122,8 +122,17 @@ def test_a_control_has_as_many_rounds_as_the_method_whose_setting_it_takes():
     assert "search.like.random: method.rounds is 3, but 2 for dft" in told
 
 
-def test_a_key_in_the_storage_address_is_refused():
-    assert "run.dir: a storage URI must not hold a key" in refused(run={"dir": "s3://me:secret@bucket/runs"})
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://me:s3cret@bucket/runs",
+        "abfss://c@a.dfs.core.windows.net/runs?client_secret=s3cret",
+        "abfss://c@a/r?sig=s3cret&sv=1",
+    ],
+)
+def test_a_key_in_the_storage_address_is_refused(address):
+    told = refused(run={"dir": address})
+    assert "run.dir: a storage URI must not hold a key" in told and "s3cret" not in told
 
 
 def test_overrides_are_laid_over_the_file(tmp_path):
