@@ -2,7 +2,6 @@
 
 import resource
 import socket
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dft_cluster.models.structure import Parameter
 from dft_cluster.patch.folder import Folder
 from dft_cluster.ranks.editing import Editing
 from dft_cluster.runs import parts
+from dft_cluster.runs.node_copy import on_this_node
 from dft_cluster.runs.parts import Part, Stored, Written
 from dft_cluster.runs.patience import patiently
 from dft_cluster.runs.storage import Storage
@@ -45,7 +45,7 @@ class Rank(Editing):
     def __init__(self, address: str = "127.0.0.1") -> None:
         self._address = address
         self._stack = ExitStack()
-        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="dft-")))
+        self._copies: dict[Source, Path] = {}
         self._progress: tuple[str, int, int, float] = ("start", 0, 0, 0.0)
         self._pair: Pair | None = None
         self._core: Core | None = None
@@ -208,22 +208,20 @@ class Rank(Editing):
         remembered = False
         for names in chain:
             for name in names:
-                path = storage.fetch(name, self._scratch)
-                part = Part(path)
-                for weight in standing:
-                    weight.lay(part)
-                trained = part.scalar("step") is not None
-                if not (beside and trained):
-                    for f in engine.fragments:
-                        part.overlay(f.parameter, f.start, f.of(engine.masters))
-                if to_train and part.remembers("old"):
-                    for f in engine.fragments:
-                        part.overlay(f.parameter, f.start, f.of(self._started().keep_old()), "old")
-                if to_train and trained:
-                    remembered = True
-                    self._remember(part)
-                if storage.local is None:
-                    path.unlink()
+                with on_this_node(storage, name) as path:
+                    part = Part(path)
+                    for weight in standing:
+                        weight.lay(part)
+                    trained = part.scalar("step") is not None
+                    if not (beside and trained):
+                        for f in engine.fragments:
+                            part.overlay(f.parameter, f.start, f.of(engine.masters))
+                    if to_train and part.remembers("old"):
+                        for f in engine.fragments:
+                            part.overlay(f.parameter, f.start, f.of(self._started().keep_old()), "old")
+                    if to_train and trained:
+                        remembered = True
+                        self._remember(part)
         for weight in standing:
             if weight.values is not None:
                 engine.put(weight.parameter, weight.values)
@@ -301,7 +299,9 @@ class Rank(Editing):
     def _folder(self, source: Source) -> Path:
         if source.storage is None:
             return resolve(source.model)
-        return Storage(source.storage).fetch(source.folder, self._scratch)
+        if source not in self._copies:
+            self._copies[source] = self._stack.enter_context(on_this_node(Storage(source.storage), source.folder))
+        return self._copies[source]
 
 
 def _resident_peak() -> int:

@@ -74,6 +74,14 @@ class Storage:
         )
 
     @patiently
+    def contents(self, name: str) -> list[tuple[str, int, int]]:
+        """(path, bytes, time of the last change) of a file, or of every file below a folder."""
+        place = self.path(name)
+        below = self.system.get_file_info(fs.FileSelector(place, recursive=True)) if self.size(name) is None else []
+        infos = below or [self.system.get_file_info(place)]
+        return sorted((info.path, info.size or 0, info.mtime_ns or 0) for info in infos if info.is_file)
+
+    @patiently
     def make(self, name: str = "") -> None:
         self.system.create_dir(self.path(name), recursive=True)
         if self.local is not None:
