@@ -30,6 +30,7 @@ bench: install
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python benchmarks/patch_io.py time
 	$(BIN)/python benchmarks/patch_io.py size
+	$(BIN)/python -m benchmarks.device
 
 soak: install
 	$(BIN)/python -m tests.soak --kills 200 --out soak.csv

@@ -116,7 +116,11 @@ class Comparison:
         return f"{cell.model}.{cell.data}.{cell.seed}"
 
     def _run(self, cell: Cell) -> Row:
-        facts = self.splits[cell.data].reported
+        facts, labels = self.splits[cell.data].reported, (cell.model, cell.data, cell.method)
+        if self.searches is not None and not self.searches.done(*labels):
+            reason = f"its search came to no setting: {self.searches.failure(*labels)}"
+            self.console.say(f"{cell.name} failed: {reason}")
+            return Row(cell, "failed", reason)
         try:
             self.runs.warm(sections(self.settings, cell.model, cell.data), cell.seed, self._warm_name(cell), facts)
             return self._read(cell, self.runs.run(self._config(cell), facts))

@@ -41,10 +41,10 @@ class Runs:
     def finished(self, config: Config, facts: Sequence[Fact]) -> Record | None:
         """The run of this config, if it has ended; refused where its folder holds another one."""
         record = Record(config)
-        record.look({"fingerprints": {"facts": fingerprint_of(facts), **self._known(config.model.name)}})
+        record.look({"fingerprints": {"facts": fingerprint_of(facts), **self.known(config.model.name)}})
         return record if record.result is not None else None
 
-    def _known(self, model: str) -> dict[str, str]:
+    def known(self, model: str) -> dict[str, str]:
         """The fingerprint of a model that is a folder: it may have come from elsewhere, with the folder of the comparison."""
         if model not in self._fingerprints and Path(model, "config.json").is_file():
             self.console.phase("taking the model's fingerprint")

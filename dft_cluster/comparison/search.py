@@ -38,6 +38,8 @@ class Trial:
     """The best of its rounds, by the rule."""
     reason: str = ""
     """Why it failed."""
+    passing: bool = False
+    """Whether that may have had to do with the machines, and not with the setting."""
 
 
 @dataclass
@@ -68,9 +70,9 @@ Measure = Callable[[int, Setting, Sequence[Fact]], tuple[Measured, float]]
 class TrialFailedError(RunFailedError):
     """A trial that came to no end, and what it cost until then."""
 
-    def __init__(self, reason: str, device_seconds: float) -> None:
+    def __init__(self, reason: str, device_seconds: float, passing: bool = False) -> None:
         super().__init__(reason)
-        self.device_seconds = device_seconds
+        self.device_seconds, self.passing = device_seconds, passing
 
 
 def rule(search: SearchSettings) -> str:
@@ -117,11 +119,13 @@ def halve(
 ) -> Search:
     """Fills `found`, which may hold trials of an earlier start; `kept` is called after every trial.
 
-    A trial that, at the pace of those before it, would go beyond the share is not begun; the first one always is.
+    A trial that, at the pace of those before it, would go beyond the share is not begun; the first one always is. Trials that
+    failed for a reason that may have passed are made anew; a search in which nothing else came of any has not ended.
     """
     if not development:
         raise InputError("search: there are no development facts; right would be a smaller report.facts, or more data")
     tried = settings_to_try(search, values)
+    found.trials = [trial for trial in found.trials if not trial.passing]
     done = {(trial.number, trial.facts): trial for trial in found.trials}
     order = list(range(len(tried)))
     ended = "all rungs done"
@@ -140,7 +144,9 @@ def halve(
         order = sorted(here, key=lambda number: better(search, done[number, size].token), reverse=True)
         if ended.startswith("the share"):
             break
-    found.chosen, found.ended = choose(search, found.trials), ended
+    found.chosen = choose(search, found.trials)
+    if found.chosen or not any(trial.passing for trial in found.trials):
+        found.ended = ended
     kept()
     return found
 
@@ -166,6 +172,6 @@ def _try(search: SearchSettings, number: int, setting: Setting, facts: Sequence[
     try:
         measured, seconds = measure(number, setting, facts)
     except TrialFailedError as error:
-        return Trial(number, setting, len(facts), error.device_seconds, reason=str(error))
+        return Trial(number, setting, len(facts), error.device_seconds, reason=str(error), passing=error.passing)
     best = max(measured, key=lambda one: (better(search, measured[one]), -one))
     return Trial(number, setting, len(facts), seconds, measured[best], best)

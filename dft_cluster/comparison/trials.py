@@ -11,6 +11,7 @@ from dft_cluster.comparison.search import Measured, Search, Setting, TrialFailed
 from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections
 from dft_cluster.config_file import validate
 from dft_cluster.facts.fact import Fact, fingerprint_of
+from dft_cluster.methods.job import RoundRefusedError
 from dft_cluster.runs.record import FREE, PLACES, filled
 
 FILE = "search.json"
@@ -40,6 +41,8 @@ class Searches:
             now, before = self._asked(model, data, method), kept["asked"].get(name, {})
             if before:
                 before = {**before, "sections": _said(filled(before["sections"]))}
+                if before.get("model") and before["model"] == now["model"]:  # the same, wherever it lies by now
+                    before["sections"]["model"] |= {"name": now["sections"]["model"]["name"]}
             if changed := [key for key in before if before[key] != now[key]]:
                 problems.append(
                     f"{self.runs.room.uri}/{FILE}: the search {name} was begun with other {', '.join(changed)}; it cannot go "
@@ -63,6 +66,11 @@ class Searches:
         found = self._of(model, data, method)
         return found is None or bool(found.ended)
 
+    def failure(self, model: str, data: str, method: str) -> str:
+        """Why a search came to no setting."""
+        found = self._of(model, data, method)
+        return next((trial.reason for trial in reversed(found.trials if found else []) if trial.reason), "")
+
     def chosen(self, model: str, data: str, method: str) -> Setting:
         """What the search of this method (or of the one it is `like`) chose; nothing for one that is not searched."""
         found = self._of(model, data, method)
@@ -85,13 +93,14 @@ class Searches:
 
     def _asked(self, model: str, data: str, method: str) -> dict[str, Any]:
         """What a search depends on."""
-        tree = sections(self.settings, model, data, method)
+        config = validate(sections(self.settings, model, data, method))
         return {
+            "model": self.runs.known(config.model.name).get("model"),
             "budget": self.search.model_dump(
                 mode="json", include={"trials", "device_seconds", "rungs", "reliability", "seed"}
             ),
             "over": self.search.over[method],
-            "sections": _said(validate(tree).to_json()),
+            "sections": _said(config.to_json()),
             "seed": self.seed,
             "facts": fingerprint_of(self.development[data]),
         }
@@ -131,7 +140,9 @@ class _Bench:
             )
             record = self.runs.run(config, facts)
         except Exception as error:
-            raise TrialFailedError(self.runs.reason(error), world * (time.perf_counter() - began)) from error
+            # A refused round would be refused again; all else may have been the machines.
+            passing = not isinstance(error, RoundRefusedError)
+            raise TrialFailedError(self.runs.reason(error), world * (time.perf_counter() - began), passing) from error
         assert record.result is not None
         if self.keep != "all":
             reading.slim(record, "figures")

@@ -1,6 +1,7 @@
 """Whole comparisons of the tiny model in this process: cells, resuming, failures, searches, the shared warm-up."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -247,6 +248,28 @@ def test_a_search_that_was_stopped_goes_on(tree: Json) -> None:
     assert len(found["search"]["searches"]["tiny.places.full"]["trials"]) == 3
 
 
+def test_a_search_whose_trials_all_met_with_trouble_is_made_again(tree: Json) -> None:
+    """A cell is not run at some other setting meanwhile."""
+
+    class Troubled(Launches):
+        @contextmanager
+        def __call__(self, prepared: Prepared, *rest: Any) -> Iterator[Any]:
+            if prepared.config.run.name.startswith("trial-"):
+                raise OSError("the disk is full")
+            with super().__call__(prepared, *rest) as team:
+                yield team
+
+    search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
+    found = run(tree, Troubled(), search=search)
+    full, dft = (cell(found, f"tiny.places.{method}.0") for method in ("full", "dft"))
+    assert (full["status"], full["reason"]) == ("failed", "its search came to no setting: OSError: the disk is full")
+    assert dft["status"] == "finished"
+    launches = Launches()
+    again = run(tree, launches, search=search)
+    assert launches.names == ["trial-000-2", "trial-001-2", "tiny.places.full.0"]
+    assert cell(again, "tiny.places.full.0")["status"] == "finished"
+
+
 def test_a_share_of_time_ends_a_search(tree: Json) -> None:
     search = {"facts": 2, "trials": 3, "device_seconds": 1e-3, "over": {"full": {"train.lr": [1e-3, 2e-3, 3e-3]}}}
     found = run(tree, search=search, methods={"full": tree["methods"]["full"]})
@@ -282,12 +305,15 @@ def test_what_was_moved_with_its_facts_is_not_done_again(tree: Json, tmp_path: P
     """Searched, warmed and run in one folder, and gone on with in another one, with one method more."""
     search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
     methods = {"full": tree["methods"]["full"]}
-    base = laid(tree["base"], {"warmup": {"epochs": 1}})
+    here, there = (tmp_path / name / "model" for name in ("here", "there"))
+    shutil.copytree(tree["base"]["model"]["name"], here)
+    base = laid(tree["base"], {"warmup": {"epochs": 1}, "model": {"name": str(here)}})
     found = run({**tree, "base": base}, search=search, methods=methods)
     folder(tree).parent.rename(tmp_path / "moved")
+    here.parent.rename(there.parent)
     facts = Path(tree["base"]["facts"]["path"]).rename(tmp_path / "other.jsonl")
     moved = {**tree, "run": {**tree["run"], "dir": str(tmp_path / "moved")}}
-    moved["base"] = laid(base, {"facts": {"path": str(facts), "format": "common"}})
+    moved["base"] = laid(base, {"facts": {"path": str(facts), "format": "common"}, "model": {"name": str(there)}})
     launches = Launches()
     again = run(moved, launches, search=search, methods={**methods, "dft": {}})
     assert launches.names == ["tiny.places.dft.0"]

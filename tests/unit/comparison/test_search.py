@@ -138,6 +138,30 @@ def test_where_all_trials_fail_nothing_is_chosen():
     assert len(found.trials) == 9
 
 
+def test_a_failure_that_may_have_passed_is_tried_anew():
+    def fails(number, setting, facts):
+        raise TrialFailedError("no room", 1.0, passing=True)
+
+    found = run(budget(), fails)
+    assert (found.chosen, found.ended, len(found.trials)) == (None, "", 9)
+    bench = Bench(balanced)
+    again = run(budget(), bench, Search.from_json(found.to_json()))
+    assert len(bench.asked) == 12
+    assert again.chosen == {"train.lr": 3, "method.top": 0.3, "converge.keep": 1}
+    assert again.spent == 9 * 15 + 3 * 45, "what is made anew costs its share once"
+
+
+def test_a_search_with_something_to_choose_ends_beside_failures_that_may_have_passed():
+    def fails(number, setting, facts):
+        if setting["train.lr"] == 3:
+            raise TrialFailedError("no room", 1.0, passing=True)
+        return {1: balanced(setting)}, 1.0
+
+    found = run(budget(), fails)
+    assert found.ended == "all rungs done"
+    assert found.chosen == {"train.lr": 2, "method.top": 0.3, "converge.keep": 1}
+
+
 def test_a_search_goes_on_where_it_stopped():
     class StoppedError(Exception):
         pass
