@@ -11,6 +11,7 @@ from dft_cluster.comparison.settings import CompareSettings, config_of, sections
 from dft_cluster.comparison.split import Split
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
+from dft_cluster.runs.console import Console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,14 +70,27 @@ def _unprepared(settings: CompareSettings, splits: Mapping[str, Split]) -> Itera
                     yield f"{name}: {error}"
 
 
+def _alone(settings: CompareSettings, console: Console) -> None:
+    """Refuses a comparison that another driver of the same cluster is at work on: both would write its search and its tables."""
+    from dft_cluster.cluster.launch import connect, meant
+    from dft_cluster.cluster.lock import hold
+    from dft_cluster.runs.storage import Storage
+
+    model, data, method = (next(iter(part)) for part in (settings.models, settings.data, settings.methods))
+    config = validate(sections(settings, model, data, method))
+    if meant(config):
+        connect(config, console)
+        hold(Storage(settings.run.dir).below(settings.run.name))
+
+
 def _run(settings: CompareSettings) -> int:
     from dft_cluster.cluster.launch import on_ray
     from dft_cluster.comparison.run import compare
-    from dft_cluster.runs.console import Console
 
     again = "finished runs are safe: run the same command again to go on from there"
 
     def work(console: Console) -> int:
+        _alone(settings, console)
         console.phase("reading facts")
         found = compare(settings, on_ray, console)
         failed = [cell["name"] for cell in found["cells"] if cell["status"] != "finished"]

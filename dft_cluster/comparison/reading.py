@@ -1,6 +1,6 @@
 """What a finished run of a comparison says: its figures, its costs, its trajectory, its outcome fact by fact."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def trajectory(lines: list[Json], on: str) -> list[Point]:
         cost += worked(line) * ranks(line)
         if "reliability" in line:
             found: Json = {metric: line[metric][on] if metric in line else None for metric in METRICS}
-            points.append(Point(line["round"], cost, **found))
+            taught = line["round"] > 0 and set(line.get("loss", {})) != {"old"}
+            points.append(Point(line["round"], cost, **found, taught=taught))
     return points
 
 
@@ -67,13 +68,31 @@ def outcomes(record: Record, name: str = "final") -> dict[str, Outcomes]:
     return dict(record.storage.read_json(file)) if record.storage.exists(file) else {}
 
 
-def outcomes_by_round(record: Record, rounds: Iterable[int]) -> dict[str, dict[int, Outcomes]]:
-    """By metric and round, the same."""
-    found: dict[str, dict[int, Outcomes]] = {metric: {} for metric in METRICS}
-    for number in rounds:
-        for metric, one in outcomes(record, f"round-{number:04d}").items():
-            found[metric][number] = one
-    return found
+class ByRound(Mapping[int, Outcomes]):
+    """The same after each round, read when it is asked for: few of them ever are."""
+
+    def __init__(self, record: Record, metric: str, rounds: Iterable[int]) -> None:
+        self._record, self._metric, self._rounds = record, metric, list(rounds)
+        self._read: dict[int, Outcomes] = {}
+
+    def __getitem__(self, number: int) -> Outcomes:
+        if number not in self._rounds:
+            raise KeyError(number)
+        if number not in self._read:
+            self._read[number] = outcomes(self._record, f"round-{number:04d}").get(self._metric, [])
+        return self._read[number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rounds)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+
+def outcomes_by_round(record: Record, rounds: Iterable[int]) -> dict[str, ByRound]:
+    """By metric."""
+    numbers = list(rounds)
+    return {metric: ByRound(record, metric, numbers) for metric in METRICS}
 
 
 def slim(record: Record, keep: str) -> None:

@@ -6,6 +6,7 @@ What `gather` returns is `comparison.json` as it is written; tables and pages ar
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
+from statistics import fmean
 from typing import Any
 
 from dft_cluster.comparison.reading import KINDS, METRICS, Json
@@ -15,6 +16,7 @@ from dft_cluster.comparison.statistics import (
     Crossing,
     Outcomes,
     Point,
+    at_equal,
     at_level,
     difference,
     front,
@@ -160,50 +162,50 @@ def _differences(rows: Sequence[Row], reference: Sequence[Row], draws: int) -> J
 
 
 def _level(settings: CompareSettings, key: Key, level: float, groups: Mapping[Key, list[Row]]) -> Json:
-    """What a method's trajectories have where they pass a reliability, averaged over the seeds that pass it."""
+    """What a method's trajectories have where they pass a reliability, averaged over the seeds that pass it; and beside the
+    reference, seed by seed, where both have the same."""
     done = [row for row in groups[key] if row.finished and row.points]
-    passed, theirs = _passed(done, level), _passed(groups[(*key[:2], settings.compared_with)], level)
-    means = {name: spread(getattr(one.point, name) for one in passed.values()) for name in (*METRICS, "cost")}
-    reference = spread(one.point.cost for one in theirs.values())
-    own = means["cost"]
+    passed = [one for row in done if (one := at_level(row.points, level)) is not None]
+    means = {name: spread(getattr(one.point, name) for one in passed) for name in (*METRICS, "cost")}
+    other = (*key[:2], settings.compared_with)
+    pairs = [] if key == other else _pairs(done, groups[other], level)
+    ours, theirs = (sum(pair[side][1].point.cost for pair in pairs) for side in (0, 1))
     return {
         **_labels(key),
         "level": level,
         "passed": len(passed),
         "seeds": len(done),
         "from_the_start": bool(done) and all(row.points[0].reliability > level for row in done),
-        "differences": _level_differences(settings, key, groups, passed, theirs),
+        "compared_at": fmean(pair[0][1].point.reliability for pair in pairs) if pairs else None,
+        "differences": _level_differences(settings, pairs),
         "top": max((point.reliability for row in done for point in row.points), default=None),
         **{name: asdict(one) if one else None for name, one in means.items()},
-        "reference_cost_ratio": reference.mean / own.mean if reference and own and own.mean else None,
+        "reference_cost_ratio": theirs / ours if ours else None,
     }
 
 
-def _passed(rows: Sequence[Row], level: float) -> dict[int, Crossing]:
-    """By seed."""
-    return {row.cell.seed: one for row in rows if row.finished and (one := at_level(row.points, level)) is not None}
+Passing = tuple[Row, Crossing]
 
 
-def _level_differences(
-    settings: CompareSettings,
-    key: Key,
-    groups: Mapping[Key, list[Row]],
-    passed: Mapping[int, Crossing],
-    reference: Mapping[int, Crossing],
-) -> Json:
-    """By metric, the bootstrapped difference to the reference where both pass the level."""
-    other = (*key[:2], settings.compared_with)
-    if key == other:
-        return {}
+def _pairs(rows: Sequence[Row], reference: Sequence[Row], level: float) -> list[tuple[Passing, Passing]]:
+    """A method's run and the reference's with the same seed, each where both have the same reliability."""
+    others = {row.cell.seed: row for row in reference if row.finished}
+    found = []
+    for row in rows:
+        other = others.get(row.cell.seed)
+        both = at_equal(row.points, other.points, level) if other else None
+        if other is not None and both is not None:
+            found.append(((row, both[0]), (other, both[1])))
+    return found
+
+
+def _level_differences(settings: CompareSettings, pairs: Sequence[tuple[Passing, Passing]]) -> Json:
+    """By metric, the bootstrapped difference to the reference there."""
     column, found = 1 + KINDS.index(settings.on), {}
     for metric in METRICS:
         ours, theirs = (
-            {
-                row.cell.seed: at[row.cell.seed].outcomes(row.by_round.get(metric, {}))
-                for row in rows
-                if row.cell.seed in at
-            }
-            for rows, at in ((groups[key], passed), (groups[other], reference))
+            {row.cell.seed: at.outcomes(row.by_round.get(metric, {})) for row, at in side}
+            for side in ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
         )
         one = difference(ours, theirs, column, settings.draws)
         if one is not None:

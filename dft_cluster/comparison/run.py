@@ -15,7 +15,6 @@ from dft_cluster.comparison.results import Cell, Row
 from dft_cluster.comparison.running import Runs
 from dft_cluster.comparison.settings import CompareSettings, dotted, laid, sections
 from dft_cluster.comparison.split import Split, split
-from dft_cluster.comparison.statistics import at_level
 from dft_cluster.comparison.track import FILE as TRACKED
 from dft_cluster.comparison.track import track
 from dft_cluster.comparison.trials import Searches
@@ -135,10 +134,9 @@ class Comparison:
         reading.slim(record, self.settings.keep)
         points = reading.trajectory(record.rounds, self.settings.on)
         told = record.result
-        passed = [one for level in self.settings.levels if (one := at_level(points, level)) is not None]
-        beside = {point.round for one in passed for point in (one.before, one.after)}
-        return Row(cell, "finished", told["stop_reason"], told["final"], cost, points, reading.outcomes(record),
-                   reading.outcomes_by_round(record, beside))  # fmt: skip
+        by_round = reading.outcomes_by_round(record, [point.round for point in points if point.round])
+        outcomes = reading.outcomes(record)
+        return Row(cell, "finished", told["stop_reason"], told["final"], cost, points, outcomes, by_round)
 
     def _write(self) -> dict[str, Any]:
         told = self.searches.told() if self.searches else {}

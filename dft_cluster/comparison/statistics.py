@@ -95,6 +95,8 @@ class Point:
     reliability: float
     generality: float | None
     locality: float | None
+    taught: bool = True
+    """Whether anything new was taught by then: not before the first round, and not by forgetting alone."""
 
     @property
     def quality(self) -> float:
@@ -141,16 +143,26 @@ class Crossing:
 def at_level(trajectory: Sequence[Point], level: float) -> Crossing | None:
     """Where reliability first passes `level`: between the first two measured rounds that bracket it, on the straight line.
 
-    A first round that passes it counts as it is: between the untouched model and that round nothing was measured, and half of
+    A first round that passes it counts as it is: between the untaught model and that round nothing was measured, and half of
     a round cannot be had. None where no two rounds do (never extrapolated): `level` is above all rounds, or below the first one.
     """
     for before, after in pairwise(trajectory):
         if before.reliability <= level <= after.reliability:
-            if before.round == 0 and before.reliability < level:
+            if not before.taught and before.reliability < level:
                 return Crossing(before, after, 1.0)
             span = after.reliability - before.reliability
             return Crossing(before, after, (level - before.reliability) / span if span else 0.0)
     return None
+
+
+def at_equal(ours: Sequence[Point], theirs: Sequence[Point], level: float) -> tuple[Crossing, Crossing] | None:
+    """Both at one reliability: at `level`, or at that of a first round which counts as it is and lies above."""
+    first = [one for one in (at_level(ours, level), at_level(theirs, level)) if one is not None]
+    if len(first) < 2:
+        return None
+    common = max([level, *(one.point.reliability for one in first if one.part == 1)])
+    mine, other = at_level(ours, common), at_level(theirs, common)
+    return (mine, other) if mine is not None and other is not None else None
 
 
 def _between(start: float | None, end: float | None, part: float) -> float | None:
@@ -173,6 +185,7 @@ def mean_trajectory(trajectories: Sequence[Sequence[Point]]) -> list[Point]:
                 statistics.fmean(p.reliability for p in here),
                 generality.mean if generality else None,
                 locality.mean if locality else None,
+                all(p.taught for p in here),
             )
         )
     return points

@@ -134,25 +134,26 @@ def _levels(found: Json, model: str, data: str) -> Table:
         rows.append(row)
     note = (
         f"{found['on']} match; on the straight line between the first two measured rounds that bracket the reliability, "
-        f"seed by seed (a first round that passes it counts as it is, above the level); never extrapolated; in "
-        f"brackets how many times these device-seconds {found['reference']} takes"
+        f"seed by seed (a first round that passes it counts as it is, above the level); never extrapolated; in brackets how "
+        f"many times the device-seconds {found['reference']} takes to the same reliability, as in the differences below"
     )
     return Table(f"levels-{data}", f"At equal reliability, {data}", note, columns, rows)
 
 
 def _level_differences(found: Json, model: str, data: str) -> Table:
     levels = sorted({one["level"] for one in found["levels"]})
-    columns = [(f"reliability {level:g} %", metric) for level in levels for metric in METRICS]
+    columns = [(f"reliability {level:g} %", name) for level in levels for name in ("at", *METRICS[1:])]
     rows = []
     for method in found["methods"]:
         row = [method]
         for level in levels:
             [one] = of(found, "levels", model=model, data=data, method=method, level=level)
-            row += [interval(one["differences"].get(metric)) for metric in METRICS]
+            row += [decimals(one["compared_at"]), *(interval(one["differences"].get(metric)) for metric in METRICS[1:])]
         rows.append(row)
     note = (
-        f"points above {found['reference']} ({found['on']} match) where both pass the reliability, with 95 % intervals: paired "
-        f"bootstrap over facts, {found['draws']} draws, seeds averaged"
+        f"points above {found['reference']} ({found['on']} match) where both have the same reliability, with 95 % intervals: "
+        f"paired bootstrap over facts, {found['draws']} draws, seeds averaged; at: that reliability, above the level where one "
+        f"of the two passes it in its first round, which counts as it is"
     )
     title = f"Difference to {found['reference']} at equal reliability, {data}"
     return Table(f"level-differences-{data}", title, note, columns, rows)

@@ -5,6 +5,7 @@ import pytest
 
 from dft_cluster.comparison.statistics import (
     Point,
+    at_equal,
     at_level,
     difference,
     front,
@@ -28,7 +29,7 @@ def test_the_harmonic_mean_leaves_out_what_is_not_there():
 
 
 TRAJECTORY = [
-    Point(0, 0.0, 10.0, 0.0, 100.0),
+    Point(0, 0.0, 10.0, 0.0, 100.0, taught=False),
     Point(1, 4.0, 70.0, 40.0, 90.0),
     Point(3, 12.0, 90.0, 60.0, 80.0),
     Point(4, 16.0, 86.0, 62.0, 78.0),
@@ -47,9 +48,26 @@ def test_a_first_round_counts_as_it_is():
     assert at_level(TRAJECTORY, 50.0).point == TRAJECTORY[1]
 
 
+def test_a_round_after_forgetting_alone_is_a_first_one():
+    forgot = Point(1, 2.0, 5.0, 0.0, 95.0, taught=False)
+    assert at_level([TRAJECTORY[0], forgot, *TRAJECTORY[1:]], 50.0).point == TRAJECTORY[1]
+
+
+def test_two_are_compared_where_both_have_the_same():
+    quick = [TRAJECTORY[0], Point(1, 10.0, 86.0, 80.0, 60.0), Point(2, 20.0, 90.0, 80.0, 50.0)]
+    mine, other = (one.point for one in at_equal(TRAJECTORY, quick, 80.0))
+    assert mine.reliability == other.reliability == 86.0, "what the quick one has after its first round"
+    assert (mine.cost, mine.generality) == (4.0 + 8.0 * 0.8, 40.0 + 20.0 * 0.8)
+    assert other == quick[1]
+    mine, other = (one.point for one in at_equal(TRAJECTORY, quick, 88.0))
+    assert mine.reliability == pytest.approx(other.reliability) == pytest.approx(88.0)
+    assert at_equal(TRAJECTORY, quick, 95.0) is None
+    assert at_equal(TRAJECTORY[:2], quick, 60.0) is None, "the other is there only from 86 on"
+
+
 def test_a_level_that_a_round_has_is_that_round():
     assert at_level(TRAJECTORY, 90.0).point.cost == 12.0
-    flat = [Point(0, 0.0, 50.0, 1.0, 2.0), Point(1, 1.0, 50.0, 3.0, 4.0)]
+    flat = [Point(0, 0.0, 50.0, 1.0, 2.0, taught=False), Point(1, 1.0, 50.0, 3.0, 4.0)]
     assert at_level(flat, 50.0).point.cost == 0.0
 
 
