@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from dft_cluster.cluster import secrets
 from dft_cluster.cluster.command import FAILED, OK, absolute, checked, parser, watched
 from dft_cluster.comparison.loading import load
-from dft_cluster.comparison.settings import CompareSettings, config_of, sections
+from dft_cluster.comparison.settings import CompareSettings, config_of, dotted, laid, sections
 from dft_cluster.comparison.split import Split
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
@@ -59,15 +60,23 @@ def _unprepared(settings: CompareSettings, splits: Mapping[str, Split]) -> Itera
     """What each run would refuse before its ranks are started."""
     from dft_cluster.methods.prepare import prepare
 
-    for data, parted in splits.items():
-        for model in settings.models:
-            for method in settings.methods:
-                name = f"{model}.{data}.{method}"
-                config = config_of(sections(settings, model, data, method), settings.seeds[0], settings.run.dir, name)
-                try:
-                    prepare(config, parted.reported)
-                except InputError as error:
-                    yield f"{name}: {error}"
+    for (data, parted), model, method in product(splits.items(), settings.models, settings.methods):
+        name, tree = f"{model}.{data}.{method}", sections(settings, model, data, method)
+        for setting in [{}, *_searched(settings, method)]:
+            try:
+                prepare(
+                    config_of(laid(tree, dotted(setting)), settings.seeds[0], settings.run.dir, name), parted.reported
+                )
+            except InputError as error:
+                yield f"{name}{f' with {setting}' if setting else ''}: {error}"
+                break
+
+
+def _searched(settings: CompareSettings, method: str) -> Iterator[dict[str, Any]]:
+    """What a search may lay over a method, one value at a time: its own values, or those of the method that it is `like`."""
+    search = settings.search
+    over = search.over.get(search.like.get(method, method), {}) if search else {}
+    yield from ({name: value} for name, values in over.items() for value in values)
 
 
 def _alone(settings: CompareSettings, console: Console) -> None:

@@ -16,9 +16,10 @@ SHARED = {
     "base": {"run"},
     "models": {"run", "facts"},
     "data": {"run", "model"},
-    "methods": {"run", "model", "facts", "warmup", "evaluate", "track"},
+    "methods": {"run", "model", "facts", "warmup", "evaluate", "track", "cluster"},
 }
-"""Sections that may not stand there: the comparison places its runs itself, and what is measured is one for all methods."""
+"""Sections that may not stand there: the comparison places its runs itself; what is measured, and on which ranks, is one for
+all methods."""
 OWN = {
     "train.seed": "`seeds` sets it",
     "converge.keep": "a run ends with the round that its search chose, else with its last",

@@ -6,7 +6,7 @@ from typing import Any
 
 from dft_cluster.comparison.reading import KINDS, METRICS, Json
 from dft_cluster.comparison.results import COSTS, FIGURES, of
-from dft_cluster.runs.formats import NOTHING, decimals, duration, memory, share
+from dft_cluster.runs.formats import NOTHING, decimals, duration, memory, number, share
 
 LABELS = ("model", "data", "method", "seed", "status", "reason", "round")
 SCORES = ("ES", "PS", "NS", "S")
@@ -91,6 +91,7 @@ def _differences(found: Json, model: str, kind: str) -> Table:
 COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "device_seconds": ("device-seconds", decimals),
     "wall_seconds": ("wall", duration),
+    "ranks": ("ranks", number),
     "memory": ("peak memory of a rank", memory),
     "patch_bytes": ("patch", memory),
     "changed_share": ("weights changed", share),

@@ -2,13 +2,15 @@
 
 Every real token of a text counts, up to `LONGEST` of them. Where the text is the facts' own prompts, bare and behind the
 sampled prefixes, the subjects' last tokens are left out: their keys are what an edit is to change. Files in the cache are
-named by the weights they were measured with, the text, the layer and the number of texts, so that nothing stale is found.
+named by all that their bits depend on, the text, the layer and the number of texts, so that nothing else is found.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from dft_cluster.editing.requests import Row
 from dft_cluster.editing.states import run_until
 from dft_cluster.errors import InputError
 from dft_cluster.facts.layout import Layout
+from dft_cluster.facts.records import read_text
 from dft_cluster.models.source import cache_folder
 from dft_cluster.patch.atomic import new_file
 
@@ -82,11 +85,10 @@ class Covariance:
         return (1 - rho) * mean + rho * trace / d * torch.eye(d, dtype=mean.dtype, device=mean.device)
 
 
-def refuse_missing(source: str) -> None:
-    """A source that names a file must be one; else it is the facts' prompts, or a hub data set."""
-    file = Path(source)
-    if (file.suffix in {".txt", ".md"} or file.is_absolute()) and not file.is_file():
-        raise InputError(f"editing.covariance: no file {source}; right would be facts, a text file or a hub data set")
+def refuse_unreadable(source: str, split: str) -> None:
+    """Before anything is begun: a source that is not the facts' own prompts must hold some text."""
+    if source != FACTS and not _texts(source, split, 1):
+        raise InputError(f"editing.covariance: {source} holds no text")
 
 
 def text_for(source: str, split: str, samples: int, prompts: Sequence[Row], layout: Layout) -> Text:
@@ -94,20 +96,29 @@ def text_for(source: str, split: str, samples: int, prompts: Sequence[Row], layo
     if source == FACTS:
         found = [Passage(row.ids[: row.start], row.at) for row in prompts[:samples]]
         return Text(found, f"{len(found)} of the facts' prompts, bare and behind sampled prefixes")
-    refuse_missing(source)
-    file = Path(source)
-    if file.is_file():
-        texts = [part.strip() for part in file.read_text(encoding="utf-8").split("\n\n")]
-    else:
-        texts = _from_hub(source, split, samples)
+    texts = _texts(source, split, samples)
     bare = Layout(layout.tokenizer, "plain", eos=False)
-    cut = (bare.prompt(text)[:LONGEST] for text in texts if text.strip())
+    cut = (bare.prompt(text)[:LONGEST] for text in texts)
     found = [Passage(ids) for ids in islice((ids for ids in cut if ids), samples)]
     if not found:
         raise InputError(f"editing.covariance: {source} holds no text")
     return Text(found, f"{len(found)} texts of {source}")
 
 
+def _texts(source: str, split: str, samples: int) -> list[str]:
+    """Those of a file, or enough of a hub data set's."""
+    file = Path(source)
+    if file.is_file():
+        try:
+            return [text for part in read_text(source).split("\n\n") if (text := part.strip())]
+        except InputError as error:
+            raise InputError(f"editing.covariance: {error}") from error
+    if file.suffix in {".txt", ".md"} or file.is_absolute():
+        raise InputError(f"editing.covariance: no file {source}; right would be facts, a text file or a hub data set")
+    return _from_hub(source, split, samples)
+
+
+@lru_cache(maxsize=2)
 def _from_hub(name: str, split: str, samples: int) -> list[str]:
     """`name` may carry a configuration: owner/name:configuration."""
     import datasets
@@ -162,11 +173,21 @@ def weights_fingerprint(model: Any) -> str:
     return whole.hexdigest()
 
 
+def circumstances(model: Any, world: int, device: torch.device) -> str:
+    """All that the bits of a covariance depend on beside its text: the weights, the settings they are run with, and how the
+    work is cut up."""
+    settings = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    told = json.dumps(settings, sort_keys=True, default=str)
+    return f"{weights_fingerprint(model)} {told} {world} ranks {device.type} {threads} threads"
+
+
 @dataclass(frozen=True)
 class Key:
     """What names a cached covariance, but for its layer."""
 
     model: str
+    """Its circumstances."""
     text: str
     samples: int
 

@@ -70,6 +70,11 @@ class Dft(OfTheWhole):
                 f"dft.reuse, dft.renew, dft.old_epochs: dft.mask={variant.mask} does without the old answers; leave them out"
             )
         if method.of == "conflicts":
+            if variant.mask != "conflict":
+                raise InputError(
+                    f"method.of: with dft.mask={variant.mask} there are no conflicts to take a share of; right would be all, of "
+                    "which every mask takes as many"
+                )
             return
         sizes = {p.name: p.numel for p in job.parameters}
         counted = sizes if method.scope == "tensor" else {"the model": sum(sizes.values())}

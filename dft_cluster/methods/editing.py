@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dft_cluster.config import Config
 from dft_cluster.editing import contexts, layers, trace
-from dft_cluster.editing.covariance import refuse_missing, text_for
+from dft_cluster.editing.covariance import refuse_unreadable, text_for
 from dft_cluster.editing.requests import Request, Row, request
 from dft_cluster.editing.subjects import refuse_without_subject, span
 from dft_cluster.editing.values import Place, Values
@@ -72,7 +72,7 @@ class Edits:
         if train.adapter != "none":
             problems.append(f"train.adapter: {name} changes the weights themselves; right would be none")
         try:
-            refuse_missing(job.config.editing.covariance)
+            refuse_unreadable(job.config.editing.covariance, job.config.editing.covariance_split)
             refuse_without_subject(job.facts)
             for fact in job.facts:
                 request(job.layout, fact, [])

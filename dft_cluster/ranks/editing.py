@@ -59,7 +59,8 @@ class Editing:
             return [], []
         self._progress = ("covariance", 0, 0, 0.0)
         notes: list[str] = []
-        self._key = Key(covariance.weights_fingerprint(self._engine.module), text, samples)
+        engine = self._engine
+        self._key = Key(covariance.circumstances(engine.module, engine.place.world, engine.device), text, samples)
         places = [self._anatomy.places[layer] for layer in layers]
         found = {p.layer: covariance.cached(self._key, p.name, p.inner, notes.append) for p in places}
         self._covariances = {layer: known for layer, known in found.items() if known is not None}

@@ -1,6 +1,5 @@
 """Every method through the whole run: its defining equation, the patch it leaves, and going on after a crash."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from transformers import AutoModelForCausalLM
 from dft_cluster.errors import InputError
 from dft_cluster.methods.full import Full, go_on
 from dft_cluster.methods.prepare import prepare
-from dft_cluster.models.source import cache_folder
 from dft_cluster.patch import apply, fingerprint, inspect
 from tests import tiny
 from tests.integration import runs
@@ -165,8 +163,6 @@ def test_two_ranks_go_where_one_goes(tiny_model: Path, tiny_facts: Path, tmp_pat
     """A group of two ranks under ZeRO-2, each with half of the work and of the weights, against one process."""
     found = []
     for ranks in (1, 2):
-        # A covariance measured by the one must not be found by the other.
-        shutil.rmtree(cache_folder() / "covariance", ignore_errors=True)
         config = settings(
             tiny_model, tiny_facts, tmp_path, method, run={"name": f"ranks-{ranks}"},
             train={"zero_stage": 2}, cluster={"groups": 1, "ranks_per_group": ranks, "threads": 1},
@@ -198,6 +194,16 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
             assert len(reached) > len(start) / 2, method
 
 
+def test_text_that_is_no_text_is_refused_before_anything_begins(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    for content, said in ((b"caf\xe9 au lait", "line 1: byte 0xe9 is not UTF-8"), (b" \n\n ", "the file is empty")):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=rf"editing\.covariance: .*{said}"):
+            prepare(settings(tiny_model, tiny_facts, tmp_path, "rome", editing={"covariance": str(file)}))
+
+
 @pytest.mark.parametrize(
     ("method", "more", "said"),
     [
@@ -215,6 +221,9 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
         ("scales", {"dft": {"rest": 0.3}}, "leave one of them out"),
         ("full", {"method": {"layers": [0]}}, "method.layers: goes with rome, memit and ft_c"),
         ("memit", {"editing": {"covariance": "/nowhere/text.txt"}}, "editing.covariance: no file"),
+        ("rome", {"method": {"layers": [2]}}, "layers are 0 to 1"),
+        ("memit", {"method": {"layers": [0, 5]}}, "layers are 0 to 1"),
+        ("new", {"method": {"of": "conflicts"}}, "there are no conflicts to take a share of"),
     ],
 )
 def test_what_cannot_be(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, more: Tree, said: str) -> None:

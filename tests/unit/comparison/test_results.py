@@ -78,7 +78,7 @@ def test_differences_to_the_reference():
 
 
 def test_costs_and_seconds():
-    assert table("costs")["dft"][:5] == ["182.0", "1 min 40 s", "1.00 GiB", "1 MiB", "5 %"]
+    assert table("costs")["dft"][:6] == ["182.0", "1 min 40 s", "2", "1.00 GiB", "1 MiB", "5 %"]
     assert table("seconds")["full"] == ["81.0 ± 1.4"] * 2
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from dft_cluster.editing.covariance import Covariance, Key, cached, keep, text_for, weights_fingerprint
+from dft_cluster.editing.covariance import Covariance, Key, cached, circumstances, keep, text_for, weights_fingerprint
 from dft_cluster.errors import InputError
 from dft_cluster.facts.layout import Layout
 from dft_cluster.methods import editing
@@ -36,6 +37,26 @@ def test_a_covariance_is_found_again_only_for_the_same_weights_and_text(
     key.file("layer").write_bytes(b"broken")
     assert cached(key, "layer", 3, notes.append) is None
     assert "cannot be read" in notes[0]
+
+
+@pytest.mark.parametrize("other", ["ranks", "device", "threads", "rope"])
+def test_what_bits_depend_on_names_a_covariance(tiny_model: Path, other: str) -> None:
+    """The same weights in other hands add up to other last bits, and with other settings to another covariance."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = circumstances(model, 1, torch.device("cpu"))
+    moved = AutoModelForCausalLM.from_pretrained(tiny_model)
+    moved.config._name_or_path = "/elsewhere"
+    assert circumstances(moved, 1, torch.device("cpu")) == before
+    threads = torch.get_num_threads()
+    if other == "threads":
+        torch.set_num_threads(threads + 1)
+    if other == "rope":
+        model.config.rope_parameters = {"rope_type": "default", "rope_theta": 123.0}
+    try:
+        ranks, device = (2 if other == "ranks" else 1), torch.device("meta" if other == "device" else "cpu")
+        assert circumstances(model, ranks, device) != before
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_fingerprint_sees_a_single_weight() -> None:
@@ -82,7 +103,7 @@ def test_texts_come_from_facts_or_a_file(layout: Layout, tmp_path: Path) -> None
     assert [one.ids for one in own.passages] == [row.ids[: row.start] for row in rows[:4]]
     assert own.tokens == sum(row.start - 1 for row in rows[:4])
     (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(InputError, match="holds no text"):
+    with pytest.raises(InputError, match=r"editing\.covariance: .*the file is empty"):
         text_for(str(tmp_path / "empty.txt"), "train", 2, [], layout)
     with pytest.raises(InputError, match="no file"):
         text_for(str(tmp_path / "absent.txt"), "train", 2, [], layout)
