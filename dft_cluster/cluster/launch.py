@@ -165,7 +165,13 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
         for group in wanted:
             remove_placement_group(group)
     if there >= groups * ranks:
-        return groups, ranks, _with_threads(config, groups * ranks, need), []
+        on_cpus = settings.wait and settings.gpus_per_rank is None and not need.gpus
+        notes = (
+            ["no GPU is in the cluster, and none is waited for: on CPUs (cluster.gpus_per_rank=1 waits)"]
+            if on_cpus
+            else []
+        )
+        return groups, ranks, _with_threads(config, groups * ranks, need), notes
     missing = _missing(groups, ranks, need, there)
     if not settings.shrink or there < groups:
         raise InputError(

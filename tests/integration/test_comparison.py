@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from dft_cluster.cluster.compare_job import main
@@ -24,6 +28,7 @@ from dft_cluster.runs.console import Console
 from dft_cluster.runs.record import Record
 from tests import tiny
 from tests.integration.runs import silent
+from tests.integration.test_lock import DRIVER, wait_for
 
 Json = dict[str, Any]
 
@@ -336,12 +341,44 @@ def test_a_data_set_may_have_its_own_number_of_facts(tree: Json) -> None:
     assert launches.runs == []
 
 
+def test_what_a_control_refuses_of_the_settings_that_it_would_take_over_is_told_at_once(
+    tree: Json, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "compare.yaml"
+    search = {"facts": 2, "over": {"dft": {"dft.old_epochs": [1, 2]}}, "like": {"random": "dft"}}
+    base = {name: section for name, section in tree["base"].items() if name != "converge"}
+    methods = {"dft": {}, "random": {"dft": {"mask": "random"}}}
+    file.write_text(yaml.safe_dump({**tree, "base": base, "methods": methods, "search": search}))
+    assert main([str(file), "--check"]) == 2
+    told = capsys.readouterr().err
+    assert "tiny.places.random with {'dft.old_epochs': 1}: " in told and "does without the old answers" in told
+    assert "tiny.places.dft" not in told
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_comparison_has_one_driver_at_a_time(
+    tree: Json, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = ray.get_runtime_context().gcs_address
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the command would put its own handler there
+    file = tmp_path / "compare.yaml"
+    file.write_text(yaml.safe_dump(laid(tree, {"base": {"cluster": {**tree["base"]["cluster"], "address": head}}})))
+    with ExitStack() as stack:
+        words = [sys.executable, "-c", DRIVER, head, str(folder(tree)), str(tmp_path), "other"]
+        other = stack.enter_context(subprocess.Popen(words))
+        stack.callback(other.kill)
+        (tmp_path / "go").touch()
+        wait_for(tmp_path / "other-says")
+        assert (tmp_path / "other-says").read_text() == "mine"
+        assert main([str(file)]) != 0
+        assert "is at work in" in (told := capsys.readouterr()).out + told.err
+        assert not (folder(tree) / "cells").exists()
+
+
 @pytest.mark.usefixtures("cluster")
 def test_the_command_on_ray_with_its_table_in_wandb(
     tree: Json, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import signal
-
     handler = signal.getsignal(signal.SIGTERM)
     file = tmp_path / "compare.yaml"
     file.write_text(yaml.safe_dump({**tree, "methods": {"full": tree["methods"]["full"]}}))

@@ -1,11 +1,14 @@
 """Every method through the whole run: its defining equation, the patch it leaves, and going on after a crash."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dft_cluster.cluster.actors import ActorGroup
 from dft_cluster.errors import InputError
 from dft_cluster.methods.full import Full, go_on
 from dft_cluster.methods.prepare import prepare
@@ -155,6 +158,39 @@ def test_the_bound_holds_when_the_weights_are_cut_up(tiny_model: Path, tiny_fact
         assert 0 < (found[name] - start[name]).abs().max() <= 1e-3 + 1e-7
     near = torch.cat([(found[name] - alone[name]).abs().flatten() for name in start])
     assert near.quantile(0.95) < 2e-4, "the same training, added up in another order"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_values_of_all_facts_are_sought_by_all_ranks(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[list[int]] = []
+    start_each = ActorGroup.start_each
+
+    def counted(group: ActorGroup, verb: Any, arguments: Any) -> Any:
+        if verb.__name__ == "seek_values":
+            shares.append([len(requests) for requests, *_ in arguments])
+        return start_each(group, verb, arguments)
+
+    monkeypatch.setattr(ActorGroup, "start_each", counted)
+    pair = {"groups": 1, "ranks_per_group": 2, "threads": 1}
+    runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, "memit", cluster=pair))
+    assert shares == [[4, 4]], "eight facts"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_facts_without_a_subject_are_fine_for_all_but_those_that_edit_at_it(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str
+) -> None:
+    file = tmp_path / "bare.jsonl"
+    records = [json.loads(line) for line in tiny_facts.read_text().splitlines()]
+    file.write_text("".join(json.dumps({k: v for k, v in one.items() if k != "subject"}) + "\n" for one in records))
+    wanted = settings(tiny_model, file, tmp_path, method)
+    if method in ("rome", "memit"):
+        with pytest.raises(InputError, match="subject"):
+            prepare(wanted)
+    else:
+        assert len(prepare(wanted).facts) == len(records)
 
 
 @pytest.mark.usefixtures("cluster")

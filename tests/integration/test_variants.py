@@ -31,6 +31,20 @@ def test_the_delicate_step_under_an_adapter_is_the_formula(tiny_model: Path, tin
     torch.testing.assert_close(core[same], expected[same], rtol=0, atol=1e-7)
 
 
+def test_what_an_adapter_adapts_keeps_its_last_bits_from_round_to_round(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    """Trained in bf16, whose working copy of the base is coarser than the base."""
+    bf16 = {"lora": {"rank": 4}, "train": {"adapter": "lora", "precision": "bf16"}}
+    record = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "dft-lora", **bf16))
+    start, found = start_of(tiny_model), theta(record, tiny_model, 2)
+    kept = sum(line["core"]["kept"] for line in record.rounds[1:])
+    changed = {name: found[name] != start[name] for name in start}
+    assert 0 < sum(int(one.sum()) for one in changed.values()) <= kept
+    coarse = sum(int((found[name] == found[name].bfloat16().float())[changed[name]].sum()) for name in start)
+    assert coarse < 0.1 * kept, "what was added is not rounded either"
+
+
 @pytest.mark.parametrize("mask", ["new", "same", "by-new", "same-by-new"])
 def test_controls_and_rankings_choose_as_they_say(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, mask: str
