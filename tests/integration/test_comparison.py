@@ -111,6 +111,9 @@ def test_a_table_of_real_runs_and_nothing_done_twice(tree: Json) -> None:
         worked = sum(s for line in lines for phase, s in line["seconds"].items() if phase in
                      ("old", "new", "exchange", "select", "apply"))  # fmt: skip
         assert one["costs"]["device_seconds"] == pytest.approx(worked)
+        assert one["costs"]["memory"] == max(peak for line in lines for peak in line["memory"].values()) > 0
+        assert one["costs"]["wall_seconds"] == result["seconds"] > one["costs"]["work_seconds"] > 0
+        assert one["costs"]["ranks"] == 1
         assert one["costs"]["patch_bytes"] == (out / "cells" / one["name"] / "patch.safetensors").stat().st_size
         assert 0 < one["costs"]["changed_share"] <= 1
         assert not (out / "cells" / one["name"] / "checkpoints").exists()
@@ -328,6 +331,19 @@ def test_what_was_moved_with_its_facts_is_not_done_again(tree: Json, tmp_path: P
         model.write(b"x")
     with pytest.raises(InputError, match=r"full\.0 holds a run of another config(?s:.*)model: "):
         run(moved, search=search, methods=methods)
+
+
+def test_models_have_tables_of_their_own(tree: Json, tmp_path: Path) -> None:
+    other = tiny.architecture("gpt2", tmp_path / "gpt2")
+    models = {"tiny": {}, "gpt2": {"model": {"name": str(other)}}}
+    found = run(tree, models=models, methods={"full": tree["methods"]["full"]})
+    assert [one["name"] for one in found["cells"]] == ["tiny.places.full.0", "gpt2.places.full.0"]
+    one, two = (
+        [line["figures"]["perplexity"]["mean"] for line in found["summary"] if line["model"] == m] for m in models
+    )
+    assert one != two
+    text = (folder(tree) / "comparison.md").read_text()
+    assert "tiny" in text and "gpt2" in text
 
 
 def test_a_data_set_may_have_its_own_number_of_facts(tree: Json) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from dft_cluster.cluster.actors import ActorGroup
+from dft_cluster.cluster.job import main
 from dft_cluster.errors import InputError
 from dft_cluster.methods.full import Full, go_on
 from dft_cluster.methods.prepare import prepare
@@ -176,6 +178,13 @@ def test_the_values_of_all_facts_are_sought_by_all_ranks(
     pair = {"groups": 1, "ranks_per_group": 2, "threads": 1}
     runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, "memit", cluster=pair))
     assert shares == [[4, 4]], "eight facts"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_command_takes_every_method(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(settings(tiny_model, tiny_facts, tmp_path, method).to_json()))
+    assert main([str(file), "--check"]) == 0
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,8 +15,13 @@ from typing import Any
 import pytest
 import ray
 
+from dft_cluster.comparison.loading import checked
+from dft_cluster.comparison.run import compare
+from dft_cluster.local import in_this_process
 from dft_cluster.patch import inspect
+from dft_cluster.runs.console import Console
 from dft_cluster.runs.storage import Storage
+from tests import tiny
 from tests.integration import runs
 from tests.integration.proxy import Proxy
 from tests.integration.test_rounds import Crash
@@ -96,6 +101,26 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(
     for name in ("config.json", "metrics.jsonl", "report.html", "base/model.safetensors", "model/model.safetensors"):
         assert storage.size(name), name
     assert [line["round"] for line in record.rounds] == [line["round"] for line in here.rounds] == [0, 1, 2]
+
+
+def test_a_comparison_in_a_bucket(bucket: str, tiny_model: Path, tmp_path: Path) -> None:
+    tree = {
+        "base": {
+            "model": {"name": str(tiny_model)}, "facts": {"path": str(tiny.facts_file(tmp_path, 12))},
+            "method": {"rounds": 1}, "train": {"lr": 2e-3, "precision": "fp32", "epochs": 1}, "cluster": ONE,
+        },
+        "models": {"tiny": {}}, "data": {"places": {}}, "methods": {"dft": {}, "full": {"method": {"name": "full"}}},
+        "report": {"facts": 4}, "draws": 100, "run": {"name": "both", "dir": bucket}, "track": {"wandb": "off"},
+        "search": {"facts": 2, "trials": 2, "over": {"full": {"train.lr": [1e-3, 2e-3]}}},
+    }  # fmt: skip
+    found = compare(checked(tree), in_this_process, Console(runs.silent))
+    assert [cell["status"] for cell in found["cells"]] == ["finished", "finished"]
+    storage = Storage(bucket).below("both")
+    assert storage.read_json("comparison.json") == found
+    assert storage.size("comparison.html")
+    said: list[str] = []
+    assert compare(checked(tree), in_this_process, Console(said.append)) == found
+    assert sum("is finished" in line for line in said) == 2
 
 
 @pytest.fixture
