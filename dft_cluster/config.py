@@ -285,9 +285,9 @@ class TrackSettings(_Section):
 
 ONE_ROUND = ("rome", "memit")
 STORAGE_OPTIONS = {
-    "allow_bucket_creation", "blob_storage_authority", "check_directory_existence_before_creation", "dfs_storage_authority",
-    "enable_tls", "endpoint_override", "force_virtual_addressing", "project_id", "region", "replication", "retry_limit_seconds",
-    "scheme",
+    "allow_bucket_creation", "allow_bucket_deletion", "blob_storage_authority", "check_directory_existence_before_creation",
+    "dfs_storage_authority", "enable_tls", "endpoint_override", "force_virtual_addressing", "project_id", "region", "replication",
+    "retry_limit_seconds", "scheme", "tls_ca_file_path", "user",
 }  # fmt: skip
 """What may stand behind the ? of a storage URI: of what pyarrow reads there, that which is no key."""
 
@@ -366,10 +366,11 @@ def impossible(config: Config) -> Iterable[str]:
     if "://" in config.run.dir:
         uri = urlsplit(config.run.dir)
         options = {key.lower() for key, _ in parse_qsl(uri.query, keep_blank_values=True)}
-        if uri.password is not None or not options <= STORAGE_OPTIONS:
+        strange = [*(["password"] if uri.password is not None else []), *sorted(options - STORAGE_OPTIONS)]
+        if strange:
             yield (
-                "run.dir: a storage URI must not hold a key; the storage's own environment variables are read instead"
-                f" (beside the place it may say {', '.join(sorted(STORAGE_OPTIONS))})"
+                f"run.dir: a storage URI must not hold a key, and this one has {', '.join(strange)}; the storage's own "
+                f"environment variables are read instead (it may say {', '.join(sorted(STORAGE_OPTIONS))})"
             )
     if "teacher_forced" not in config.evaluate.protocols:
         yield "evaluate.protocols: teacher_forced must be among them, the stop rule reads it"

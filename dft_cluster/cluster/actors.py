@@ -22,7 +22,6 @@ T = TypeVar("T")
 Tick = Callable[[Mapping[str, Progress]], None]
 POLL = 1.0  # seconds between two looks at the ranks while waiting
 TIDY = 5.0  # seconds that ranks get to clear away their files
-START = 60.0  # seconds that ranks get to come up, however short `cluster.hang` is: they import for a while
 GRACE = 10.0  # seconds in which a rank's death shows, after a peer has lost its connection
 
 
@@ -118,8 +117,6 @@ class Watch:
     def __init__(self, actors: Sequence[Any], names: Sequence[str], timeout: float, hang: float, tick: Tick) -> None:
         self.actors, self.names = list(actors), list(names)
         self.timeout, self._hang, self._tick = timeout, hang, tick
-        self.start = min(timeout, max(hang, START))
-        """Seconds in which at least one more rank has to come up."""
         self._asked: dict[str, Any] = {}
         self._answered: dict[str, float] = {}
         self._moved: dict[str, tuple[Progress | None, float]] = {}
@@ -269,10 +266,10 @@ class ActorTeam:
             self._tick({})
             if len(left) < len(pending):
                 pending, since = left, time.monotonic()
-            elif time.monotonic() - since > self._watch.start:
+            elif time.monotonic() - since > self._watch.timeout:
                 names = [name for name, reference in self._who.items() if reference in left]
                 raise LostRankError(
-                    f"rank {', '.join(names)} did not start within {self._watch.start:.0f} s (cluster.hang)"
+                    f"rank {', '.join(names)} did not start within {self._watch.timeout:.0f} s (cluster.timeout)"
                 )
 
     def close(self) -> None:

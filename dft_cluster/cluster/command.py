@@ -29,7 +29,10 @@ def absolute(directory: str) -> str:
     """`run.dir` as every rank can use it: a job's working directory is a copy that goes away."""
     from dft_cluster.cluster.launch import inside_a_job
 
-    directory = directory if "://" in directory else str(Path(directory).expanduser())
+    try:
+        directory = directory if "://" in directory else str(Path(directory).expanduser())
+    except RuntimeError as error:
+        raise InputError(f"run.dir: {directory!r}: {error}") from error
     if "://" in directory or Path(directory).is_absolute():
         return directory
     if inside_a_job():

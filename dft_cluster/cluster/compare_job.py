@@ -73,10 +73,12 @@ def _unprepared(settings: CompareSettings, splits: Mapping[str, Split]) -> Itera
 
 
 def _searched(settings: CompareSettings, method: str) -> Iterator[dict[str, Any]]:
-    """What a search may lay over a method, one value at a time: its own values, or those of the method that it is `like`."""
+    """What a search will try of a method, or of the one that it is `like`."""
+    from dft_cluster.comparison.search import settings_to_try
+
     search = settings.search
-    over = search.over.get(search.like.get(method, method), {}) if search else {}
-    yield from ({name: value} for name, values in over.items() for value in values)
+    if search is not None and (over := search.over.get(search.like.get(method, method))):
+        yield from settings_to_try(search, over)
 
 
 def _alone(settings: CompareSettings, console: Console) -> None:
@@ -99,9 +101,8 @@ def _run(settings: CompareSettings) -> int:
     again = "finished runs are safe: run the same command again to go on from there"
 
     def work(console: Console) -> int:
-        _alone(settings, console)
         console.phase("reading facts")
-        found = compare(settings, on_ray, console)
+        found = compare(settings, on_ray, console, lambda: _alone(settings, console))
         failed = [cell["name"] for cell in found["cells"] if cell["status"] != "finished"]
         place = f"{settings.run.dir}/{settings.run.name}/comparison.html"
         if failed:

@@ -5,7 +5,7 @@ again, and what was killed goes on. Nothing here knows Ray: `launch` starts the 
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from dft_cluster.runs.record import Record
 from dft_cluster.runs.storage import Storage
 
 
-def compare(settings: CompareSettings, launch: Launch, console: Console) -> dict[str, Any]:
-    """Runs what is missing and returns what `comparison.json` holds."""
+def compare(
+    settings: CompareSettings, launch: Launch, console: Console, before: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Runs what is missing, if anything is after a call of `before`, and returns what `comparison.json` holds."""
     with tempfile.TemporaryDirectory(prefix="dft-compare-") as scratch:
-        return Comparison(settings, launch, console, Path(scratch)).to_the_end()
+        return Comparison(settings, launch, console, Path(scratch)).to_the_end(before)
 
 
 def read_data(settings: CompareSettings) -> dict[str, Split]:
@@ -69,13 +71,15 @@ class Comparison:
         for seed, model, data, method in product(settings.seeds, settings.models, settings.data, settings.methods):
             yield Cell(model, data, method, seed)
 
-    def to_the_end(self) -> dict[str, Any]:
+    def to_the_end(self, before: Callable[[], None]) -> dict[str, Any]:
         for label, parted in self.splits.items():
             for note in parted.notes:
                 self.console.say(f"{label}: {note}")
         self._look()
-        self.room.make()
         ran = any(row.status != "finished" for row in self.rows.values())
+        if ran:
+            before()
+        self.room.make()
         if self.searches is not None:
             self.searches.to_the_end(self._write)
         for number, (cell, row) in enumerate(self.rows.items(), 1):

@@ -48,7 +48,8 @@ class Search:
 
     trials: list[Trial] = field(default_factory=list)
     chosen: Setting | None = None
-    """None where no trial came to an end: the method is run as it is configured."""
+    """None where every setting was refused: the method is run as it is configured; and as long as all trials met with trouble
+    that may pass: the method is not run until one has come to an end."""
     ended: str = ""
 
     @property

@@ -85,9 +85,9 @@ class Covariance:
         return (1 - rho) * mean + rho * trace / d * torch.eye(d, dtype=mean.dtype, device=mean.device)
 
 
-def refuse_unreadable(source: str, split: str) -> None:
+def refuse_unreadable(source: str, split: str, samples: int) -> None:
     """Before anything is begun: a source that is not the facts' own prompts must hold some text."""
-    if source != FACTS and not _texts(source, split, 1):
+    if source != FACTS and not _texts(source, split, samples):
         raise InputError(f"editing.covariance: {source} holds no text")
 
 
@@ -177,9 +177,9 @@ def circumstances(model: Any, world: int, device: torch.device) -> str:
     """All that the bits of a covariance depend on beside its text: the weights, the settings they are run with, and how the
     work is cut up."""
     settings = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
     told = json.dumps(settings, sort_keys=True, default=str)
-    return f"{weights_fingerprint(model)} {told} {world} ranks {device.type} {threads} threads"
+    where = f"{torch.get_num_threads()} threads" if device.type != "cuda" else torch.cuda.get_device_name(device)
+    return f"{weights_fingerprint(model)} {told} torch {torch.__version__} {world} ranks {device.type} {where}"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class Edits:
         if train.adapter != "none":
             problems.append(f"train.adapter: {name} changes the weights themselves; right would be none")
         try:
-            refuse_unreadable(job.config.editing.covariance, job.config.editing.covariance_split)
+            wanted = job.config.editing
+            refuse_unreadable(wanted.covariance, wanted.covariance_split, wanted.covariance_samples)
             refuse_without_subject(job.facts)
             for fact in job.facts:
                 request(job.layout, fact, [])

@@ -177,7 +177,9 @@ class _Run:
         return replace(seat, config=seat.config.model_copy(update=update))
 
     def _remember(self, given: Mapping[str, float]) -> None:
-        self.record.identity |= {key: value for key, value in given.items() if value}
+        """What it was given first: a later start may have asked for something else, for itself."""
+        for key, value in given.items():
+            self.record.identity.setdefault(key, value)
 
     def lost(self, failures: list[str], last: LostRankError) -> None:
         """Ranks are gone: says so, and lets new ones go on from the last finished round, unless that has failed too often."""

@@ -125,8 +125,8 @@ class Checkpoints:
             if not folder.startswith("round-") or int(folder.removeprefix("round-")) <= number:
                 continue
             if self.run.exists(f"checkpoints/{folder}/{MANIFEST}"):
-                before = sum(one.startswith(f"aside-{folder}") for one in there)
-                kept.append(f"checkpoints/aside-{folder}-{before + 1}")
+                before = [int(one.rpartition("-")[2]) for one in there if one.startswith(f"aside-{folder}-")]
+                kept.append(f"checkpoints/aside-{folder}-{max(before, default=0) + 1}")
                 self.run.move(f"checkpoints/{folder}", kept[-1])
             else:
                 self.run.remove(f"checkpoints/{folder}")

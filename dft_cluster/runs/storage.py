@@ -1,5 +1,6 @@
 """A folder on any file system that pyarrow opens: local, NFS, s3://, gs://."""
 
+import errno
 import json
 import os
 import uuid
@@ -24,10 +25,13 @@ def _opened(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _settle(folder: Path) -> None:
-    """The names that a folder holds go to the disk."""
+    """The names that a folder holds go to the disk, where its file system can be asked for that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -89,8 +93,15 @@ class Storage:
 
     @patiently
     def move(self, name: str, to: str) -> None:
-        """A folder to another place here."""
-        self.system.move(self.path(name), self.path(to))
+        """A folder to another place here. Object stores move files alone, if anything."""
+        if self.local is not None:
+            self.system.move(self.path(name), self.path(to))
+        elif self.exists(name):  # or an attempt before this one had come so far
+            self.system.create_dir(self.path(to), recursive=True)
+            fs.copy_files(
+                self.path(name), self.path(to), source_filesystem=self.system, destination_filesystem=self.system
+            )
+            self.system.delete_dir(self.path(name))
 
     @patiently
     def remove(self, name: str) -> None:
@@ -100,8 +111,8 @@ class Storage:
 
     @contextmanager
     def writer(self, name: str) -> Iterator[Any]:
-        """A stream to a file, which is there, whole and on the disk, once the block has ended well: a reader sees the old file
-        or the new one."""
+        """A stream to a file, which is there, whole and on the disk, once the block has ended well. In a folder a reader sees the
+        old file or the new one; in a bucket what was cut short may show, and counts once something else says so (a manifest)."""
         if self.local is None:
             with self.system.open_output_stream(self.path(name)) as stream:
                 yield stream

@@ -1,5 +1,6 @@
 """Weights & Biases: config, every round's figures, loss curves, where the core landed, patch and report."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -67,7 +68,9 @@ class Tracker:
             columns = list(landed[0])
             numbers["core/by_layer"] = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in landed])
         self._run.log(numbers)
-        self._bring()
+        # What W&B is writing at this moment may come and go; the end brings it again, or says why it cannot.
+        with contextlib.suppress(OSError):
+            self._bring()
 
     def finish(self, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """The end of the run, with its files as artifacts."""

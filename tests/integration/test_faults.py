@@ -14,7 +14,6 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
-from dft_cluster.cluster import actors
 from dft_cluster.cluster.actors import RankProcess
 from dft_cluster.cluster.launch import on_ray
 from dft_cluster.errors import InputError
@@ -135,10 +134,9 @@ def test_a_rank_that_answers_while_its_steps_stand_still_is_given_up(
 
 
 def test_a_rank_that_is_stopped_while_it_comes_up_is_given_up_and_ended(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, unharmed: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, unharmed: str
 ) -> None:
     """Nobody knows its number yet: Ray ends it with its place."""
-    monkeypatch.setattr(actors, "START", 15.0)
     stopped = tmp_path / "stopped"
 
     class Stopping(RankProcess):
@@ -149,11 +147,11 @@ def test_a_rank_that_is_stopped_while_it_comes_up_is_given_up_and_ended(
             super().__init__()
 
     kind = ray.remote(concurrency_groups={"watch": 1})(Stopping)
-    config = settings(tiny_model, tiny_facts, tmp_path, "harmed", hang=8)
+    config = settings(tiny_model, tiny_facts, tmp_path, "harmed", timeout=25)
     run(prepare(config), partial(on_ray, kind=kind), Console(runs.silent))
     notes = runs.read(config).identity["notes"]
     assert any(
-        re.fullmatch(r"rank \S+ did not start within 15 s .*; new ranks went on from the beginning", n) for n in notes
+        re.fullmatch(r"rank .+ did not start within 25 s .*; new ranks went on from the beginning", n) for n in notes
     )
     assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
     until = time.monotonic() + 30

@@ -285,6 +285,7 @@ def test_what_a_cluster_gave_a_run_it_has_again_when_it_goes_on_unless_told_othe
     again = runs.config(tiny_model, tiny_facts, tmp_path, **told | ({"cluster": {key: asked}} if tells else {}))
     run(prepare(again), giving, Console(runs.silent))
     assert wanted == [None, asked if tells else given]
+    assert runs.read(settings).identity[key] == given, "what it was given first"
 
 
 @pytest.mark.parametrize("warmup", [0, 1])

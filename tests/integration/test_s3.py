@@ -123,6 +123,25 @@ def test_a_comparison_in_a_bucket(bucket: str, tiny_model: Path, tmp_path: Path)
     assert sum("is finished" in line for line in said) == 2
 
 
+def test_finished_rounds_are_set_aside_in_a_bucket_too(bucket: str, tiny_model: Path, tiny_facts: Path) -> None:
+    there = runs.config(tiny_model, tiny_facts, Path(), method={"rounds": 2}, cluster=ONE,
+                        run={"dir": bucket, "name": "aside"})  # fmt: skip
+    storage = Storage(bucket).below("aside")
+
+    def crash(text: str) -> None:
+        if "round 2" in text:
+            raise Crash
+
+    with pytest.raises(Crash):
+        runs.alone(there, crash)
+    whole = storage.read("checkpoints/round-0001/rank-00000.safetensors")
+    storage.system.delete_file(storage.path("metrics.jsonl"))
+    record = runs.alone(there)
+    assert [line["round"] for line in record.rounds] == [0, 1, 2]
+    assert storage.read("checkpoints/aside-round-0001-1/rank-00000.safetensors") == whole
+    assert storage.exists("checkpoints/aside-round-0001-1/manifest.json")
+
+
 @pytest.fixture
 def pair(cluster: None, tmp_path: Path) -> dict[str, Any]:
     """Two groups of ranks of their own, which have the bucket's keys from a file."""

@@ -74,7 +74,7 @@ def test_a_rank_that_stands_still_does_not_gain_time_by_what_the_other_group_doe
     with pytest.raises(LostRankError, match="rank old-0 did not answer for 6 s"):
         for _ in range(5):
             team.new.call(Sleeper.work, HANG - 3)
-    assert time.monotonic() - stopped < HANG + 4
+    assert time.monotonic() - stopped < HANG + 8
 
 
 def test_a_process_that_has_another_s_number_is_left_alone(team: ActorTeam) -> None:

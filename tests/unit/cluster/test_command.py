@@ -5,6 +5,12 @@ from pathlib import Path
 import pytest
 
 from dft_cluster.cluster.command import absolute
+from dft_cluster.errors import InputError
+
+
+def test_a_home_that_there_is_not_is_told() -> None:
+    with pytest.raises(InputError, match=r"run\.dir: '~nobody-of-this-name/runs'"):
+        absolute("~nobody-of-this-name/runs")
 
 
 @pytest.mark.parametrize(

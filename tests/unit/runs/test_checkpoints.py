@@ -155,6 +155,9 @@ def test_what_was_set_aside_before_stays_when_more_is(storage):
     rounds(storage, False)
     assert made.set_aside(0) == ["checkpoints/aside-round-0001-2"]
     assert storage.read("checkpoints/aside-round-0001-1/manifest.json") == first
+    storage.remove("checkpoints/aside-round-0001-1")
+    rounds(storage, False)
+    assert made.set_aside(0) == ["checkpoints/aside-round-0001-3"]
 
 
 def test_more_rounds_than_the_names_have_digits_for(storage):
