@@ -219,6 +219,8 @@ class ClusterSettings(_Section):
     """2: old and new side by side; 1: one after the other on the same ranks."""
     gpus_per_rank: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] | None = None
     """None: one where the cluster has GPUs, else none."""
+    cpus_per_rank: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] | None = None
+    """CPUs that Ray keeps free for a rank; none: one, or an equal share where the cluster has fewer CPUs than ranks."""
     threads: Count | None = None
     """CPU threads of a rank; none shares the node's cores out among its ranks."""
     address: str = "auto"

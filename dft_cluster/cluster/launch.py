@@ -176,7 +176,7 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
     if not settings.shrink or there < groups:
         raise InputError(
             f"cluster: {missing}; right would be a smaller cluster.ranks_per_group, cluster.groups=1, cluster.gpus_per_rank=0 to "
-            "run on CPUs, or cluster.wait=SECONDS for an autoscaler"
+            "run on CPUs, cluster.cpus_per_rank to share them, or cluster.wait=SECONDS for an autoscaler"
         )
     fewer = there // groups
     need = _with_threads(config, groups * fewer, need)
@@ -206,11 +206,13 @@ def _nodes() -> list[Node]:
 
 
 def _share(config: Config, ranks: int) -> Need:
-    """CPUs and GPUs of a rank. CPU ranks may share cores; GPU ranks may not outnumber GPUs."""
+    """CPUs and GPUs of a rank. CPU ranks may share cores; GPU ranks may not outnumber GPUs. Of a cluster that has lost a node
+    since the run began, ranks need what they had then."""
     there = ray.cluster_resources()
     gpus = config.cluster.gpus_per_rank
     gpus = (1.0 if there.get("GPU", 0.0) else 0.0) if gpus is None else gpus
-    return Need(min(1.0, int(1000 * there.get("CPU", 0.0) / ranks) / 1000) or 1.0, gpus)
+    cpus = config.cluster.cpus_per_rank or min(1.0, int(1000 * there.get("CPU", 0.0) / ranks) / 1000) or 1.0
+    return Need(cpus, gpus)
 
 
 def _with_threads(config: Config, ranks: int, need: Need) -> Need:

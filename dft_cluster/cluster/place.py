@@ -21,7 +21,7 @@ class Need:
 
     def given(self) -> dict[str, float]:
         """The same as settings of `cluster`."""
-        return {"gpus_per_rank": self.gpus, "threads": self.threads}
+        return {"gpus_per_rank": self.gpus, "cpus_per_rank": self.cpus, "threads": self.threads}
 
     def bundle(self) -> dict[str, float]:
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}

@@ -62,7 +62,7 @@ def _open(prepared: Prepared, console: Console) -> Record:
 
 
 WARM_UP = 0
-GIVEN = ("gpus_per_rank", "threads")
+GIVEN = ("gpus_per_rank", "cpus_per_rank", "threads")
 """Settings of `cluster` that may be left to the cluster, and are then kept in config.json."""
 
 

@@ -263,7 +263,9 @@ def test_a_run_that_never_resumes_may_need_other_ranks_on_the_way(
     assert run(prepare(settings), in_this_process, Console(runs.silent))["rounds"] == 1
 
 
-@pytest.mark.parametrize(("key", "given", "asked"), [("gpus_per_rank", 1.0, 0.0), ("threads", 3, 2)])
+@pytest.mark.parametrize(
+    ("key", "given", "asked"), [("gpus_per_rank", 1.0, 0.0), ("cpus_per_rank", 0.5, 1.0), ("threads", 3, 2)]
+)
 @pytest.mark.parametrize("tells", [False, True])
 def test_what_a_cluster_gave_a_run_it_has_again_when_it_goes_on_unless_told_otherwise(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, key: str, given: float, asked: float, tells: bool

@@ -15,7 +15,7 @@ from tests.integration.heads import Json, head_node
 from tests.integration.test_job import FILED, ROOT, SECRET, wait_for
 
 # Enough rounds to be stopped in, however long the command takes that stops them.
-LONG: Json = {"train": {"epochs": 100}, "method": {"rounds": 6}}
+LONG: Json = {"train": {"epochs": 160}, "method": {"rounds": 9}}
 MARK = "said by the checkout that was uploaded"
 
 
