@@ -97,6 +97,13 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([w.flatten() for w in weights.values()])
 
 
+def deltas(model: Path, facts: Path, folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """θ of the start, Δold and Δnew, from two plain fine-tunes."""
+    start = flat(start_of(model))
+    new, old = (flat(one_round(model, taught, folder, "full")) - start for taught in (facts, swapped(facts, folder)))
+    return start, old, new
+
+
 def start_of(model: Path) -> dict[str, torch.Tensor]:
     return {
         n: w.detach() for n, w in AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).named_parameters()

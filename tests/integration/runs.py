@@ -58,3 +58,20 @@ def read(settings: Config) -> Record:
 def parts(record: Record, number: int) -> list[bytes]:
     """The bytes of every rank's part of a round."""
     return [record.storage.read(name) for name in record.checkpoints.chain(number)[-1]]
+
+
+class Crash(Exception):
+    """Stands for a driver that dies: raised out of the real loop wherever its console speaks."""
+
+
+def crash_at(words: str, times: int = 1) -> Any:
+    """A console that dies when it is told these words for the n-th time."""
+    left = [times]
+
+    def say(text: str) -> None:
+        if words in text:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Crash(text)
+
+    return say

@@ -1,15 +1,12 @@
-"""Whole comparisons of the tiny model in this process: cells, resuming, failures, searches, the shared warm-up."""
+"""Whole comparisons of the tiny model in this process: cells, resuming, failures, the shared warm-up."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pytest
 import ray
@@ -22,76 +19,16 @@ from dft_cluster.comparison.run import compare
 from dft_cluster.comparison.settings import laid
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
-from dft_cluster.local import in_this_process
-from dft_cluster.methods.prepare import Prepared
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.record import Record
 from tests import tiny
-from tests.integration.runs import silent
+from tests.integration.comparisons import Json, Launches, cell, folder, run, small, touched
 from tests.integration.test_lock import DRIVER, wait_for
-
-Json = dict[str, Any]
-
-
-class Launches:
-    """In this process, with a look at every run that is started; `stop` is raised instead of the n-th."""
-
-    def __init__(self, at: int = -1, stop: BaseException | None = None) -> None:
-        self.runs: list[Prepared] = []
-        self.at, self.stop = at, stop
-
-    @contextmanager
-    def __call__(self, prepared: Prepared, *rest: Any) -> Iterator[Any]:
-        self.runs.append(prepared)
-        if len(self.runs) - 1 == self.at and self.stop is not None:
-            raise self.stop
-        with in_this_process(prepared, *rest) as team:
-            yield team
-
-    @property
-    def names(self) -> list[str]:
-        return [prepared.config.run.name for prepared in self.runs]
 
 
 @pytest.fixture
 def tree(tiny_model: Path, tmp_path: Path) -> Json:
-    return {
-        "base": {
-            "model": {"name": str(tiny_model)},
-            "facts": {"path": str(tiny.facts_file(tmp_path, 20))},
-            "method": {"top": 0.2, "rounds": 2},
-            "train": {"lr": 2e-3, "precision": "fp32", "epochs": 1, "batch": 3},
-            "cluster": {"threads": 1, "groups": 1},
-            "evaluate": {"protocols": ["teacher_forced"]},
-            "converge": {"reliability": "off", "patience": "off"},
-        },
-        "models": {"tiny": {}},
-        "data": {"places": {}},
-        "methods": {"dft": {}, "full": {"method": {"name": "full"}}},
-        "report": {"facts": 4},
-        "draws": 100,
-        "run": {"name": "both", "dir": str(tmp_path / "runs")},
-        "track": {"wandb": "off"},
-    }
-
-
-def run(tree: Json, launches: Launches | None = None, **more: Any) -> Json:
-    if "search" in more:  # which leaves no say to what ends a run early
-        tree = {**tree, "base": {name: section for name, section in tree["base"].items() if name != "converge"}}
-    return compare(checked({**tree, **more}), launches or Launches(), Console(silent))
-
-
-def folder(tree: Json) -> Path:
-    return Path(tree["run"]["dir"]) / tree["run"]["name"]
-
-
-def touched(below: Path) -> dict[str, int]:
-    return {str(file.relative_to(below)): file.stat().st_mtime_ns for file in below.rglob("*") if file.is_file()}
-
-
-def cell(found: Json, name: str) -> Json:
-    [one] = [one for one in found["cells"] if one["name"] == name]
-    return one
+    return small(tiny_model, tmp_path)
 
 
 def test_a_table_of_real_runs_and_nothing_done_twice(tree: Json) -> None:
@@ -199,101 +136,6 @@ def test_a_cell_that_fails_is_shown_and_tried_again(tree: Json) -> None:
     assert [one["status"] for one in again["cells"]] == ["failed", "finished", "finished"]
 
 
-def test_a_search_sees_development_facts_alone_and_keeps_its_share(tree: Json) -> None:
-    search = {
-        "facts": 3, "trials": 2, "device_seconds": 100,
-        "over": {"dft": {"method.top": [0.1, 0.3]}, "full": {"train.lr": [1e-3, 2e-3, 3e-3]}},
-        "like": {"random": "dft"},
-    }  # fmt: skip
-    methods = {**tree["methods"], "random": {"dft": {"mask": "random"}}}
-    launches = Launches()
-    found = run(tree, launches, search=search, methods=methods)
-    out = folder(tree)
-    tried = [p for p in launches.runs if p.config.run.name.startswith("trial-")]
-    cells = [p for p in launches.runs if not p.config.run.name.startswith("trial-")]
-    reported = {fact.id for p in cells for fact in p.facts}
-    assert len(reported) == 4
-    assert len(tried) == 4
-    assert not reported & {fact.id for p in tried for fact in p.facts}
-    assert {len(p.facts) for p in tried} == {3}
-    kept = json.loads((out / "search.json").read_text())
-    assert "highest harmonic mean" in kept["rule"]
-    for name, one in kept["searches"].items():
-        assert len(one["trials"]) == 2
-        assert one["device_seconds"] == pytest.approx(sum(trial["device_seconds"] for trial in one["trials"]))
-        assert one["device_seconds"] <= 100
-        assert one["chosen"] in [{**t["setting"], "converge.keep": t["round"]} for t in one["trials"]], name
-    chosen = kept["searches"]["tiny.places.dft"]["chosen"]["method.top"]
-    own = {p.config.run.name: p.config for p in cells}
-    assert float(own["tiny.places.dft.0"].method.top) == float(own["tiny.places.random.0"].method.top) == chosen
-    assert own["tiny.places.random.0"].dft.mask == "random"
-    for method in ("dft", "full"):
-        keep = kept["searches"][f"tiny.places.{method}"]["chosen"]["converge.keep"]
-        assert own[f"tiny.places.{method}.0"].converge.keep == cell(found, f"tiny.places.{method}.0")["round"] == keep
-    assert own["tiny.places.full.0"].train.lr == kept["searches"]["tiny.places.full"]["chosen"]["train.lr"]
-    assert found["search"]["searches"] == kept["searches"]
-    text = (out / "comparison.md").read_text()
-    assert "★" in text
-    assert "random: the setting of dft" in text
-
-    again = Launches()
-    assert run(tree, again, search=search, methods=methods) == found
-    assert again.runs == []
-    with pytest.raises(
-        InputError, match=r"(?s)search tiny\.places\.dft was begun with other budget.*tiny\.places\.full"
-    ):
-        run(tree, search={**search, "device_seconds": 200}, methods=methods)
-
-
-def test_a_search_that_was_stopped_goes_on(tree: Json) -> None:
-    search = {"facts": 2, "trials": 3, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3, 3e-3]}}}
-    methods = {"full": tree["methods"]["full"]}
-    with pytest.raises(KeyboardInterrupt):
-        run(tree, Launches(2, KeyboardInterrupt()), search=search, methods=methods)
-    launches = Launches()
-    found = run(tree, launches, search=search, methods=methods)
-    assert launches.names == ["trial-002-2", "tiny.places.full.0"]
-    assert len(found["search"]["searches"]["tiny.places.full"]["trials"]) == 3
-
-
-def test_a_search_whose_trials_all_met_with_trouble_is_made_again(tree: Json) -> None:
-    """A cell is not run at some other setting meanwhile."""
-
-    class Troubled(Launches):
-        @contextmanager
-        def __call__(self, prepared: Prepared, *rest: Any) -> Iterator[Any]:
-            if prepared.config.run.name.startswith("trial-"):
-                raise OSError("the disk is full")
-            with super().__call__(prepared, *rest) as team:
-                yield team
-
-    search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
-    found = run(tree, Troubled(), search=search)
-    full, dft = (cell(found, f"tiny.places.{method}.0") for method in ("full", "dft"))
-    assert (full["status"], full["reason"]) == ("failed", "its search came to no setting: OSError: the disk is full")
-    assert dft["status"] == "finished"
-    launches = Launches()
-    again = run(tree, launches, search=search)
-    assert launches.names == ["trial-000-2", "trial-001-2", "tiny.places.full.0"]
-    assert cell(again, "tiny.places.full.0")["status"] == "finished"
-
-
-def test_a_share_of_time_ends_a_search(tree: Json) -> None:
-    search = {"facts": 2, "trials": 3, "device_seconds": 1e-3, "over": {"full": {"train.lr": [1e-3, 2e-3, 3e-3]}}}
-    found = run(tree, search=search, methods={"full": tree["methods"]["full"]})
-    one = found["search"]["searches"]["tiny.places.full"]
-    assert len(one["trials"]) == 1
-    assert "used up" in one["ended"]
-    assert cell(found, "tiny.places.full.0")["status"] == "finished"
-
-
-def test_without_development_facts_nothing_is_begun(tree: Json) -> None:
-    search = {"over": {"full": {"train.lr": [1e-3]}}}
-    with pytest.raises(InputError, match=r"data\.places: search: no development facts"):
-        run(tree, search=search, report={"facts": 20})
-    assert not folder(tree).exists()
-
-
 def test_the_warmed_model_is_made_once_for_all_methods(tree: Json) -> None:
     launches = Launches()
     found = run({**tree, "base": laid(tree["base"], {"warmup": {"epochs": 2}})}, launches)
@@ -307,30 +149,6 @@ def test_the_warmed_model_is_made_once_for_all_methods(tree: Json) -> None:
     again = Launches()
     assert run(warm, again) == found
     assert again.runs == []
-
-
-def test_what_was_moved_with_its_facts_is_not_done_again(tree: Json, tmp_path: Path) -> None:
-    """Searched, warmed and run in one folder, and gone on with in another one, with one method more."""
-    search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
-    methods = {"full": tree["methods"]["full"]}
-    here, there = (tmp_path / name / "model" for name in ("here", "there"))
-    shutil.copytree(tree["base"]["model"]["name"], here)
-    base = laid(tree["base"], {"warmup": {"epochs": 1}, "model": {"name": str(here)}})
-    found = run({**tree, "base": base}, search=search, methods=methods)
-    folder(tree).parent.rename(tmp_path / "moved")
-    here.parent.rename(there.parent)
-    facts = Path(tree["base"]["facts"]["path"]).rename(tmp_path / "other.jsonl")
-    moved = {**tree, "run": {**tree["run"], "dir": str(tmp_path / "moved")}}
-    moved["base"] = laid(base, {"facts": {"path": str(facts), "format": "common"}, "model": {"name": str(there)}})
-    launches = Launches()
-    again = run(moved, launches, search=search, methods={**methods, "dft": {}})
-    assert launches.names == ["tiny.places.dft.0"]
-    assert cell(again, "tiny.places.full.0") == cell(found, "tiny.places.full.0")
-    with (tmp_path / "moved/both/warm/tiny.places.0/base/model.safetensors").open("r+b") as model:
-        model.seek(-1, 2)
-        model.write(b"x")
-    with pytest.raises(InputError, match=r"full\.0 holds a run of another config(?s:.*)model: "):
-        run(moved, search=search, methods=methods)
 
 
 def test_models_have_tables_of_their_own(tree: Json, tmp_path: Path) -> None:
@@ -355,20 +173,6 @@ def test_a_data_set_may_have_its_own_number_of_facts(tree: Json) -> None:
     launches = Launches()
     assert run(tree, launches, data=data, methods={"full": tree["methods"]["full"]}, keep="figures") == found
     assert launches.runs == []
-
-
-def test_what_a_control_refuses_of_the_settings_that_it_would_take_over_is_told_at_once(
-    tree: Json, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "compare.yaml"
-    search = {"facts": 2, "over": {"dft": {"dft.old_epochs": [1, 2]}}, "like": {"random": "dft"}}
-    base = {name: section for name, section in tree["base"].items() if name != "converge"}
-    methods = {"dft": {}, "random": {"dft": {"mask": "random"}}}
-    file.write_text(yaml.safe_dump({**tree, "base": base, "methods": methods, "search": search}))
-    assert main([str(file), "--check"]) == 2
-    told = capsys.readouterr().err
-    assert "tiny.places.random with {'dft.old_epochs': 1}: " in told and "does without the old answers" in told
-    assert "tiny.places.dft" not in told
 
 
 @pytest.mark.usefixtures("cluster")

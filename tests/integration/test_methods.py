@@ -18,7 +18,7 @@ from dft_cluster.patch import apply, fingerprint, inspect
 from tests import tiny
 from tests.integration import runs
 from tests.integration.methods import METHODS, Tree, flat, one_round, settings, start_of, swapped, theta
-from tests.integration.test_rounds import Crash, crash_at
+from tests.integration.runs import Crash, crash_at
 
 FAMILY_METHODS = (
     "dft", "dft-lora", "random", "new", "same", "full", "lora", "ft_c", "ft_c-layer", "f_learning", "interpolate", "rome",

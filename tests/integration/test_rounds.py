@@ -21,23 +21,7 @@ from dft_cluster.ranks.rank import Rank
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.parts import Part
 from tests.integration import runs
-
-
-class Crash(Exception):
-    """Stands for a driver that dies: raised out of the real loop wherever its console speaks."""
-
-
-def crash_at(words: str, times: int = 1) -> Any:
-    """A console that dies when it is told these words for the n-th time."""
-    left = [times]
-
-    def say(text: str) -> None:
-        if words in text:
-            left[0] -= 1
-            if left[0] == 0:
-                raise Crash(text)
-
-    return say
+from tests.integration.runs import Crash, crash_at
 
 
 def test_a_round_is_the_formula(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from dft_cluster.runs.storage import Storage
 from tests import tiny
 from tests.integration import runs
 from tests.integration.proxy import Proxy
-from tests.integration.test_rounds import Crash
+from tests.integration.runs import Crash
 
 ONE = {"groups": 1, "threads": 1}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.integration import runs
-from tests.integration.methods import flat, one_round, settings, start_of, swapped, theta
+from tests.integration.methods import deltas, flat, one_round, settings, start_of, swapped, theta
 
 
 def test_the_delicate_step_under_an_adapter_is_the_formula(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
@@ -49,9 +49,7 @@ def test_what_an_adapter_adapts_keeps_its_last_bits_from_round_to_round(
 def test_controls_and_rankings_choose_as_they_say(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, mask: str
 ) -> None:
-    start = flat(start_of(tiny_model))
-    new = flat(one_round(tiny_model, tiny_facts, tmp_path, "full")) - start
-    old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full")) - start
+    start, old, new = deltas(tiny_model, tiny_facts, tmp_path)
     found = flat(one_round(tiny_model, tiny_facts, tmp_path, mask))
     agree = ((new > 0) & (old > 0)) | ((new < 0) & (old < 0))
     conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
@@ -84,9 +82,7 @@ def test_a_random_core_has_as_many_elements_and_other_ones_every_round(
 def test_what_is_added_at_the_core_and_elsewhere(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, variant: str
 ) -> None:
-    start = flat(start_of(tiny_model))
-    new = flat(one_round(tiny_model, tiny_facts, tmp_path, "full")) - start
-    old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full")) - start
+    start, old, new = deltas(tiny_model, tiny_facts, tmp_path)
     found = flat(one_round(tiny_model, tiny_facts, tmp_path, variant))
     conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
     score = torch.where(conflict, (new - old).abs(), 0.0)
