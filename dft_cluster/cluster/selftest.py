@@ -31,7 +31,7 @@ from dft_cluster.ranks.team import LostRankError
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.storage import Storage
 from dft_cluster.runs.track import Tracker
-from dft_cluster.training.batches import IGNORE, steps
+from dft_cluster.training.batches import steps
 
 NAME = "selftest"
 EXAMPLES = [Example(tuple(range(i, i + 12)), 8, 12) for i in range(1, 9)]
@@ -214,8 +214,8 @@ def _reference(folder: Path, weights: Sequence[Parameter], train: TrainSettings)
     for step in plan:
         [batch] = step.micro
         assert batch is not None
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, batch.positions]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[batch.rows, batch.columns]
+        loss = torch.nn.functional.cross_entropy(logits, batch.targets)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dft_cluster.facts.layout import Example
-from dft_cluster.training.batches import IGNORE, Batch, collate
+from dft_cluster.training.batches import collate
 from dft_cluster.training.losses import answer_logits, each_nll
 
 
@@ -21,15 +21,14 @@ class Said:
 
 
 @torch.no_grad()
-def forced(model: Any, examples: Sequence[Example], pad: int, device: torch.device, keeps: bool) -> list[Said]:
+def forced(model: Any, examples: Sequence[Example], pad: int, device: torch.device) -> list[Said]:
     """Teacher-forced: what comes out at each answer position when the answer so far is given."""
-    batch: Batch = collate(examples, pad).to(device)
-    logits = answer_logits(model, batch, keeps)
-    best, nll, answers = logits.argmax(-1).cpu(), each_nll(logits, batch.targets).cpu(), (batch.targets != IGNORE).cpu()
-    return [
-        Said(tuple(best[row][answers[row]].tolist()), float(nll[row]) / int(answers[row].sum()))
-        for row in range(len(examples))
-    ]  # fmt: skip
+    batch = collate(examples, pad).to(device)
+    logits = answer_logits(model, batch)
+    sizes = [example.targets for example in examples]
+    best = logits.argmax(-1).cpu().split(sizes)
+    nll = each_nll(logits, batch.targets).cpu().split(sizes)
+    return [Said(tuple(own.tolist()), float(each.mean())) for own, each in zip(best, nll, strict=True)]
 
 
 @torch.no_grad()

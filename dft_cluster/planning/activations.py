@@ -17,24 +17,20 @@ from dft_cluster.config import LoraSettings, TrainSettings
 from dft_cluster.planning.model import Model
 from dft_cluster.training.adapter import wrap
 from dft_cluster.training.batches import Batch
-from dft_cluster.training.losses import answer_logits, can_keep, each_nll, total_nll
+from dft_cluster.training.losses import answer_logits, each_nll, total_nll
 
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """A batch as the model sees it: examples, tokens of each (padding counted), and positions whose logits are asked for."""
+    """A batch as the model sees it: examples, tokens of each (padding counted), and answer tokens of all."""
 
     rows: int
     width: int
-    positions: int
+    answers: int
 
     @property
     def tokens(self) -> int:
         return self.rows * self.width
-
-    @property
-    def answers(self) -> int:
-        return self.rows * self.positions
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def training(model: Model, train: TrainSettings, lora: LoraSettings, shape: Shap
     """Of one micro-batch of a fine-tune."""
 
     def both(module: nn.Module, batch: Batch) -> None:
-        total_nll(answer_logits(module, batch, can_keep(module)), batch.targets).backward()
+        total_nll(answer_logits(module, batch), batch.targets).backward()
 
     one, two = (_peak(model, train, lora, shape, layers, both) for layers in (1, 2))
     layers = model.config.num_hidden_layers
@@ -96,7 +92,7 @@ def evaluation(model: Model, train: TrainSettings, lora: LoraSettings, shape: Sh
 
     @torch.no_grad()
     def ask(module: nn.Module, batch: Batch) -> None:
-        logits = answer_logits(module, batch, can_keep(module))
+        logits = answer_logits(module, batch)
         logits.argmax(-1)
         each_nll(logits, batch.targets)
 
@@ -123,13 +119,9 @@ def _peak(model: Model, train: TrainSettings, lora: LoraSettings, shape: Shape, 
         for weight in module.parameters():
             if weight.requires_grad:
                 weight.register_post_accumulate_grad_hook(_forget)
-        rows, width, positions = shape.rows, shape.width, shape.positions
-        batch = Batch(
-            torch.zeros(rows, width, dtype=torch.long),
-            torch.ones(rows, width, dtype=torch.long),
-            torch.arange(width - 1 - positions, width - 1),
-            torch.zeros(rows, positions, dtype=torch.long),
-        )
+        ids = torch.zeros(shape.rows, shape.width, dtype=torch.long)
+        answers = torch.zeros(shape.answers, dtype=torch.long)
+        batch = Batch(ids, torch.ones_like(ids), answers, answers, answers)
         live = _Live([*module.parameters(), *module.buffers()])
         with live:
             go(module, batch)

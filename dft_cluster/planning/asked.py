@@ -141,7 +141,7 @@ def heaviest(shapes: Sequence[Shape]) -> set[Shape]:
 def shape_of(examples: Sequence[Example]) -> Shape:
     """As `training.batches.collate` lays them out."""
     width = max(len(e.ids) for e in examples)
-    return Shape(len(examples), width, width - min(e.start for e in examples))
+    return Shape(len(examples), width, sum(e.targets for e in examples))
 
 
 def alike(count: int, prompt: int, answer: int) -> list[Example]:

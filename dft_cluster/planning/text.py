@@ -24,7 +24,7 @@ def written(plan: "Plan") -> str:
         tokens, logits = max(shapes, key=lambda s: s.tokens), max(shapes, key=lambda s: s.answers)
         lines.append(
             f"a rank takes at most {tokens.rows} x {tokens.width} tokens through the model at once (train.batch="
-            f"{config.train.batch}, padding counted), and asks for logits at {logits.rows} x {logits.positions} positions"
+            f"{config.train.batch}, padding counted), and asks for the logits of {logits.answers} answer tokens"
         )
     lines += ["", f"memory of a rank at its fullest, GiB ({plan.seat})", *_table(plan)]
     if asked.device == "cpu":

@@ -257,7 +257,7 @@ class Rank(Editing):
         self._progress = ("evaluate", 0, len(batches), 0.0)
         engine, said = self._engine, []
         for number, batch in enumerate(batches):
-            said.append(forced(engine.module, batch, pad, engine.device, engine.keeps))
+            said.append(forced(engine.module, batch, pad, engine.device))
             self._progress = ("evaluate", number + 1, len(batches), 0.0)
         return said
 

@@ -8,20 +8,20 @@ from torch import Tensor
 
 from dft_cluster.facts.layout import Example
 
-IGNORE = -100
-
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded examples; `positions` are the places whose logits matter, `targets` what they should say."""
+    """Right-padded examples; `targets` are the answers' tokens, one example after another, each of which should come out
+    at one of `rows` and the position of `columns` beside it."""
 
     ids: Tensor
     mask: Tensor
-    positions: Tensor
+    rows: Tensor
+    columns: Tensor
     targets: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.ids.to(device), self.mask.to(device), self.positions.to(device), self.targets.to(device))
+        return Batch(*(one.to(device) for one in (self.ids, self.mask, self.rows, self.columns, self.targets)))
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,17 @@ class Step:
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
-    """Examples side by side. Only positions from the earliest answer on are asked for their logits."""
+    """Examples side by side; the logits asked for are those before each token of an answer, and no others."""
     width = max(len(e.ids) for e in examples)
-    first = min(e.start for e in examples) - 1
     ids = torch.full((len(examples), width), pad)
     mask = torch.zeros((len(examples), width), dtype=torch.long)
-    targets = torch.full((len(examples), width - 1 - first), IGNORE)
     for row, example in enumerate(examples):
         size = len(example.ids)
         ids[row, :size] = torch.tensor(example.ids)
         mask[row, :size] = 1
-        targets[row, example.start - 1 - first : size - 1 - first] = torch.tensor(example.ids[example.start :])
-    return Batch(ids, mask, torch.arange(first, width - 1), targets)
+    places = [(row, place) for row, example in enumerate(examples) for place in range(example.start, len(example.ids))]
+    rows, columns = torch.tensor(places).unbind(1)
+    return Batch(ids, mask, rows, columns - 1, ids[rows, columns])
 
 
 def shuffled(count: int, seed: int, round_: int, epoch: int) -> list[int]:

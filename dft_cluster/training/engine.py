@@ -23,7 +23,7 @@ from dft_cluster.patch.folder import Folder
 from dft_cluster.training import shards
 from dft_cluster.training.adapter import LowRank, wrap
 from dft_cluster.training.batches import Batch, collate, mixed, steps
-from dft_cluster.training.losses import answer_logits, can_keep, total_nll
+from dft_cluster.training.losses import answer_logits, total_nll
 from dft_cluster.training.theta import Theta, Whole, write_weight
 
 _SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
@@ -213,7 +213,6 @@ class Engine:
             model=model, model_parameters=[w for w in model.parameters() if w.requires_grad], config=settings
         )
         self.module = self._engine.module
-        self.keeps = can_keep(self.module)
         self.device = torch.device(self._engine.device)
         own = [m.data for m in shards.masters(self._optimizer, self.stage)]
         self.theta: Theta
@@ -350,7 +349,7 @@ class Engine:
 
     def _nll(self, batch: Batch) -> Tensor:
         batch = batch.to(self.device)
-        return total_nll(answer_logits(self._engine, batch, self.keeps), batch.targets)
+        return total_nll(answer_logits(self._engine, batch), batch.targets)
 
     def _set_rate(self, step: int, total: int) -> None:
         done = step / total

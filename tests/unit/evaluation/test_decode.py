@@ -80,17 +80,16 @@ def test_what_the_models_folder_says_of_decoding_does_not_count(llama):
 
 
 def test_forced_is_the_argmax_of_a_plain_forward(model):
-    for keeps in (True, False):
-        for said, example in zip(forced(model, EXAMPLES, 0, CPU, keeps), EXAMPLES, strict=True):
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([example.ids])).logits[0].float()
-            places = range(example.start - 1, len(example.ids) - 1)
-            assert said.predicted == tuple(int(logits[p].argmax()) for p in places)
-            nll = [-float(logits[p].log_softmax(-1)[example.ids[p + 1]]) for p in places]
-            assert said.nll == pytest.approx(sum(nll) / len(nll), rel=1e-4)
+    for said, example in zip(forced(model, EXAMPLES, 0, CPU), EXAMPLES, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([example.ids])).logits[0].float()
+        places = range(example.start - 1, len(example.ids) - 1)
+        assert said.predicted == tuple(int(logits[p].argmax()) for p in places)
+        nll = [-float(logits[p].log_softmax(-1)[example.ids[p + 1]]) for p in places]
+        assert said.nll == pytest.approx(sum(nll) / len(nll), rel=1e-4)
 
 
 def test_forced_answers_have_the_answers_length(llama):
     layout = Layout(tiny.tokenizer())
     examples = [layout.example(f"The sign of {place} is", "white and black", eos=False) for place in tiny.PLACES]
-    assert [len(s.predicted) for s in forced(llama, examples, 0, CPU, True)] == [len(e.answer) for e in examples]
+    assert [len(s.predicted) for s in forced(llama, examples, 0, CPU)] == [len(e.answer) for e in examples]

@@ -60,6 +60,6 @@ def asked(
         device,
         contrasts,
         sides if contrasts else sides[1:],
-        (Shape(settings.evaluate.batch, 32, 8),),
+        (Shape(settings.evaluate.batch, 32, 8 * settings.evaluate.batch),),
         passes,
     )

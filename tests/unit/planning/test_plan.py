@@ -110,7 +110,7 @@ def test_unequal_nodes_are_filled_from_the_largest() -> None:
 
 def test_shapes_alone_make_a_plan_that_says_what_is_missing() -> None:
     model = Model.of_shapes("mine", {"layers.0.mlp.weight": (4096, 4096), "embed.weight": (32000, 4096)})
-    alone = Asked(config(), model, "cuda", True, (), (Shape(4, 16, 4),), Passes(model, LoraSettings()))
+    alone = Asked(config(), model, "cuda", True, (), (Shape(4, 16, 16),), Passes(model, LoraSettings()))
     text = of_seats({"every round": alone}, Capacity((Node(64 * GB, 2, 24 * GB),))).text()
     assert "activations are not counted" in text
     assert "it fits" in text
@@ -132,7 +132,7 @@ def test_micro_batches_are_those_of_the_training(tiny_model: Path, tiny_facts: P
     model = Model.of_seat(prepared)
     shapes = Asked(prepared.config, model, "cpu", True, sides, (), Passes(model, LoraSettings())).shapes
     seen = {
-        Shape(*micro.ids.shape, len(micro.positions))
+        Shape(*micro.ids.shape, len(micro.targets))
         for side in sides
         for step in steps(side, batch=4, epochs=1, rank=0, world=1, pad=0, seed=0, round_=1, tokens_per_batch=40)
         for micro in step.micro

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dft_cluster.facts.layout import Example
-from dft_cluster.training.batches import IGNORE, collate, mixed, shuffled, split, steps
+from dft_cluster.training.batches import collate, mixed, shuffled, split, steps
 
 
 @st.composite
@@ -28,14 +28,15 @@ def first_tokens(batch):
 @given(some_examples(), st.integers(0, 3))
 def test_a_batch_says_at_each_position_what_comes_next(examples, pad):
     batch = collate(examples, pad)
-    assert batch.ids.shape == batch.mask.shape and batch.targets.shape == (len(examples), len(batch.positions))
+    assert batch.ids.shape == batch.mask.shape
+    said = list(zip(batch.rows.tolist(), batch.columns.tolist(), batch.targets.tolist(), strict=True))
     for row, example in enumerate(examples):
         size = len(example.ids)
         assert batch.ids[row].tolist() == [*example.ids, *[pad] * (batch.ids.shape[1] - size)]
         assert batch.mask[row].tolist() == [1] * size + [0] * (batch.ids.shape[1] - size)
-        said = {p: t for p, t in zip(batch.positions.tolist(), batch.targets[row].tolist(), strict=True) if t != IGNORE}
-        assert said == {p: example.ids[p + 1] for p in range(example.start - 1, size - 1)}
-    assert batch.positions[0] == min(e.start for e in examples) - 1
+        own = [(place, token) for of, place, token in said if of == row]
+        assert own == [(p, example.ids[p + 1]) for p in range(example.start - 1, size - 1)]
+    assert batch.rows.tolist() == sorted(batch.rows.tolist())
 
 
 @given(some_examples(), st.none() | st.integers(1, 40))
@@ -74,7 +75,7 @@ def test_the_ranks_shares_are_the_batch(examples, world, batch, tokens):
         mine = Counter(t for step in of_ranks for micro in step.micro if micro for t in first_tokens(micro))
         assert mine == Counter(t for micro in whole.micro for t in first_tokens(micro))
         assert {(step.group_targets, step.tokens) for step in of_ranks} == {(whole.group_targets, whole.tokens)}
-        counted = sum(int((m.targets != IGNORE).sum()) for step in of_ranks for m in step.micro if m)
+        counted = sum(len(m.targets) for step in of_ranks for m in step.micro if m)
         assert counted == whole.group_targets
         assert sum(int(m.mask.sum()) for step in of_ranks for m in step.micro if m) == whole.tokens
 
