@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dft_cluster.models.head import head_at
 from dft_cluster.models.mlp import DownProjection, block_names, down_projections
 
 
@@ -51,15 +52,9 @@ class Anatomy:
                 weight.requires_grad_(True)
             self.model.train(training)
 
-    @contextmanager
-    def head_at(self, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    def head_at(self, rows: Tensor, columns: Tensor) -> AbstractContextManager[None]:
         """Logits at these positions alone: they come out as [1, positions, vocabulary]."""
-
-        def choose(_module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (given[0][rows, columns][None], *given[1:])
-
-        with _hook(self.head.register_forward_pre_hook(choose)):
-            yield
+        return head_at(self.head, rows, columns)
 
     @contextmanager
     def entered_after(self, block: int, hidden: Tensor, whole: bool) -> Iterator[None]:

@@ -14,12 +14,13 @@ blocks below the place are entered with what they gave the first time.
 
 import copy
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dft_cluster.editing.anatomy import Anatomy, catching, changing
 from dft_cluster.editing.requests import Request
@@ -77,7 +78,7 @@ class _Batch:
     turn: Tensor
     """Which turn each row belongs to, or `ALWAYS`."""
     bare: Tensor
-    """Each fact's row without a prefix."""
+    """Each fact's row without a prefix (of the whole batch alone)."""
     rows: Tensor
     columns: Tensor
     targets: Tensor
@@ -86,24 +87,38 @@ class _Batch:
     below: Tensor | None = None
     """What the block below the place gave."""
 
-    def part(self, facts: Tensor, turn: int) -> "_Batch":
-        """Some facts, numbered anew in this order: their bare prompts, the prefixed ones whose turn it is, the essence."""
-        device = self.fact.device
-        number = torch.full((int(self.fact.max()) + 1,), -1, device=device)
-        number[facts] = torch.arange(len(facts), device=device)
-        kept = ((number[self.fact] >= 0) & ((self.turn == ALWAYS) | (self.turn == turn))).nonzero()[:, 0]
-        row = torch.full((len(self.fact),), -1, device=device)
-        row[kept] = torch.arange(len(kept), device=device)
+    @property
+    def before(self) -> int:
+        """Tokens in the cache."""
+        return self.mask.shape[1] - self.ids.shape[1]
+
+    def parts(self, facts: Tensor, turn: int) -> list["_Batch"]:
+        """Some facts, numbered anew in this order: their bare prompts, the prefixed ones whose turn it is, the essence.
+
+        Rows between two powers of two in length go together: most are short, and would be padded to the longest.
+        """
+        number = torch.full((int(self.fact.max()) + 1,), -1, device=self.fact.device)
+        number[facts] = torch.arange(len(facts), device=self.fact.device)
+        asked = (number[self.fact] >= 0) & ((self.turn == ALWAYS) | (self.turn == turn))
+        lengths = self.mask[:, self.before :].sum(1)
+        sizes = torch.where(asked, lengths.log2().ceil(), ALWAYS)
+        return [self._of(sizes == size, number) for size in sizes.unique() if size != ALWAYS]
+
+    def _of(self, these: Tensor, number: Tensor) -> "_Batch":
+        """Some rows, their facts under new numbers."""
+        kept = these.nonzero()[:, 0]
+        row = torch.full_like(self.fact, -1)
+        row[kept] = torch.arange(len(kept), device=row.device)
         asked = row[self.rows] >= 0
         answers = asked[: len(self.targets)]
-        before = self.mask.shape[1] - self.ids.shape[1]
+        before = self.before
         width = int(self.mask[kept, before:].sum(1).max())
         cache = _fresh(self.cache)
         if cache is not None:
             cache.batch_select_indices(kept)
         return _Batch(
             self.ids[kept, :width], self.mask[kept, : before + width], self.positions[kept, :width], self.at[kept],
-            number[self.fact[kept]], self.turn[kept], row[self.bare[facts]], row[self.rows[asked]], self.columns[asked],
+            number[self.fact[kept]], self.turn[kept], self.bare[:0], row[self.rows[asked]], self.columns[asked],
             self.targets[answers], self.shares[answers], cache,
             None if self.below is None else self.below[kept, :width],
         )  # fmt: skip
@@ -119,7 +134,7 @@ def seek(
     cached: bool = True,
 ) -> Values:
     """The values of a batch of facts; `cached=False` takes every token through the model in every step."""
-    with anatomy.frozen():
+    with anatomy.frozen(), _attention(anatomy.device):
         batch = _collate(anatomy, requests, cached=cached)
         given, essence, whole = _first_pass(anatomy, batch, place)
         model = _Model(anatomy, place, whole)
@@ -131,9 +146,9 @@ def seek(
         norms = given.norm(dim=1)
         for step in range(settings.steps):
             moved = delta[facts].requires_grad_()
-            part = batch.part(facts, step % turns if turns else 0)
-            loss = _loss(model.logits(part, moved), part, essence[facts], settings.kl)
-            loss = loss + settings.weight_decay * moved.norm(dim=1) / norms[facts] ** 2
+            loss = settings.weight_decay * moved.norm(dim=1) / norms[facts] ** 2
+            for part in batch.parts(facts, step % turns if turns else 0):
+                loss = loss + _loss(model.logits(part, moved), part, essence[facts], settings.kl)
             before, latest[facts] = latest[facts], loss.detach()
             # One prefix may be easier than the next.
             going = (torch.maximum(before, latest[facts]) >= ENOUGH).nonzero()[:, 0]
@@ -147,15 +162,19 @@ def seek(
     return Values((given + delta).cpu(), given.cpu(), latest.tolist())
 
 
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU the plain formula: for a few tokens behind a cache, flash attention's backward pass there takes longer than all
+    the rest of a step."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
 def _loss(logits: Tensor, batch: _Batch, essence: Tensor, kl: float) -> Tensor:
-    """By fact: −log p of the answer, and what the essence prompt lost."""
-    said = torch.log_softmax(logits, dim=-1)
-    answers = said[: len(batch.targets)]
-    nll = -answers.gather(1, batch.targets[:, None])[:, 0] * batch.shares
-    facts = batch.fact[batch.rows[: len(batch.targets)]]
-    now = said[len(batch.targets) :]
-    drift = (now.exp() * (now - essence)).sum(-1)
-    return torch.zeros(len(essence), device=said.device).index_add(0, facts, nll) + kl * drift
+    """By fact: −log p of the answer, and what the essence prompt lost, as far as these rows tell."""
+    said, answers, facts = torch.log_softmax(logits, dim=-1), len(batch.targets), batch.fact[batch.rows]
+    nll = -said[:answers].gather(1, batch.targets[:, None])[:, 0] * batch.shares
+    now = said[answers:]
+    drift = (now.exp() * (now - essence[facts[answers:]])).sum(-1)
+    return torch.zeros(len(essence), device=said.device).index_add(0, facts, torch.cat([nll, kl * drift]))
 
 
 class _Adam:

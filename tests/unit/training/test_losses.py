@@ -47,7 +47,7 @@ def test_the_head_sees_the_answers_alone_and_no_gradient_is_other(model, monkeyp
         total_nll(answer_logits(model, batch), batch.targets).backward()
         gradients.append(torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None]))
     watching.remove()
-    assert seen == [(len(batch.targets),), tuple(batch.ids.shape)]
+    assert seen == [(1, len(batch.targets)), tuple(batch.ids.shape)]
     assert not head._forward_pre_hooks
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
     assert gradients[0].abs().max() > 0
