@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dft_cluster.errors import InputError
 from dft_cluster.models.head import head_at
 from dft_cluster.models.mlp import DownProjection, block_names, down_projections
 
@@ -26,7 +27,7 @@ class Anatomy:
         self.blocks: list[nn.Module] = [model.get_submodule(name) for name in block_names(model)]
         self.downs: list[nn.Module] = [model.get_submodule(place.name) for place in self.places]
         self.embedding: nn.Module = model.get_input_embeddings()
-        self.head: nn.Module = model.get_output_embeddings()
+        self.head: nn.Module | None = model.get_output_embeddings()
         self.device: torch.device = self.embedding.weight.device  # type: ignore[assignment]
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
@@ -52,9 +53,16 @@ class Anatomy:
                 weight.requires_grad_(True)
             self.model.train(training)
 
-    def head_at(self, rows: Tensor, columns: Tensor) -> AbstractContextManager[None]:
+    @contextmanager
+    def head_at(self, rows: Tensor, columns: Tensor) -> Iterator[None]:
         """Logits at these positions alone: they come out as [1, positions, vocabulary]."""
-        return head_at(self.head, rows, columns)
+        with head_at(self.head, rows, columns) as looked:
+            yield
+        if not looked.there:
+            raise InputError(
+                f"model.name: {type(self.model).__name__} gives no module that takes [examples, positions, width] to logits (its "
+                "get_output_embeddings() was asked), which rome and memit look through; right would be a method that trains"
+            )
 
     @contextmanager
     def entered_after(self, block: int, hidden: Tensor, whole: bool) -> Iterator[None]:

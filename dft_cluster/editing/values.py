@@ -6,10 +6,10 @@ At one place of the model, at the subject's last token, a vector h is moved by
               + kl · KL(p(· | h + δ) ‖ p(·)) at the essence prompt "{subject} is a"
               + weight_decay · ‖δ‖ / ‖h‖²
 
-by Adam, with ‖δ‖ ≤ clamp · ‖h‖ after each step, until two losses in a row fall below `ENOUGH`. The prefixes take turns, one a
-step: the cost of a step does not depend on their number. All facts of a batch are sought at once, one row of δ each, each
-with its own stop. What cannot change is computed once: the tokens before the subject's end lie in a cache, and the
-blocks below the place are entered with what they gave the first time.
+by Adam, with ‖δ‖ ≤ clamp · ‖h‖ after each step, until the loss falls below `ENOUGH`. The prefixes take turns, one a step: the
+cost of a step does not depend on their number. All facts of a batch are sought at once, one row of δ each, each with its own
+stop. What cannot change is computed once: the tokens before the subject's end lie in a cache, and the blocks below the place
+are entered with what they gave the first time.
 """
 
 import copy
@@ -101,8 +101,8 @@ class _Batch:
         number[facts] = torch.arange(len(facts), device=self.fact.device)
         asked = (number[self.fact] >= 0) & ((self.turn == ALWAYS) | (self.turn == turn))
         lengths = self.mask[:, self.before :].sum(1)
-        sizes = torch.where(asked, lengths.log2().ceil(), ALWAYS)
-        return [self._of(sizes == size, number) for size in sizes.unique() if size != ALWAYS]
+        sizes = lengths.log2().ceil()
+        return [self._of(asked & (sizes == size), number) for size in sizes[asked].unique()]
 
     def _of(self, these: Tensor, number: Tensor) -> "_Batch":
         """Some rows, their facts under new numbers."""
@@ -146,12 +146,11 @@ def seek(
         norms = given.norm(dim=1)
         for step in range(settings.steps):
             moved = delta[facts].requires_grad_()
-            loss = settings.weight_decay * moved.norm(dim=1) / norms[facts] ** 2
+            loss, kept = settings.weight_decay * moved.norm(dim=1) / norms[facts] ** 2, essence[facts]
             for part in batch.parts(facts, step % turns if turns else 0):
-                loss = loss + _loss(model.logits(part, moved), part, essence[facts], settings.kl)
-            before, latest[facts] = latest[facts], loss.detach()
-            # One prefix may be easier than the next.
-            going = (torch.maximum(before, latest[facts]) >= ENOUGH).nonzero()[:, 0]
+                loss = loss + _loss(model.logits(part, moved), part, kept, settings.kl)
+            latest[facts] = loss.detach()
+            going = (latest[facts] >= ENOUGH).nonzero()[:, 0]
             if step == settings.steps - 1 or not len(going):
                 break
             [slope] = torch.autograd.grad(loss[going].sum(), moved)

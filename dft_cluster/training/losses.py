@@ -11,11 +11,9 @@ from dft_cluster.training.batches import Batch
 
 def answer_logits(model: Any, batch: Batch) -> Tensor:
     """fp32 logits at the batch's answer tokens, [answer tokens, vocabulary]."""
-    with head_at(model.get_output_embeddings(), batch.rows, batch.columns):
+    with head_at(model.get_output_embeddings(), batch.rows, batch.columns) as looked:
         logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    if logits.shape[:2] == batch.ids.shape:  # all of them: a chosen few are fewer than an example's tokens
-        return logits[batch.rows, batch.columns].float()
-    return logits[0].float()
+    return (logits[0] if looked.there else logits[batch.rows, batch.columns]).float()
 
 
 def total_nll(logits: Tensor, targets: Tensor) -> Tensor:

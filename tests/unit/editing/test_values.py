@@ -8,13 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dft_cluster.config import EditingSettings
-from dft_cluster.editing import contexts, states
+from dft_cluster.editing import contexts, states, values
 from dft_cluster.editing.anatomy import Anatomy, catching
 from dft_cluster.editing.covariance import Passage, Sums
 from dft_cluster.editing.requests import Request, request
 from dft_cluster.editing.subjects import span
 from dft_cluster.editing.trace import DRAWS, NOISE, Asked, indirect_effects
 from dft_cluster.editing.values import Place, seek
+from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.layout import Layout
 from tests import tiny
@@ -99,6 +100,37 @@ def test_the_loss_is_the_one_that_is_defined(anatomy: Anatomy, layout: Layout) -
     assert found.losses[0] == pytest.approx(float(loss), rel=1e-4)
 
 
+def test_rows_go_through_the_model_with_those_of_like_length(
+    anatomy: Anatomy, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, forward = [], anatomy.forward
+
+    def watched(ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any = None, **how: Any) -> Any:
+        seen.append(mask[:, -ids.shape[1] :].sum(1))
+        return forward(ids, mask, positions, cache, **how)
+
+    monkeypatch.setattr(anatomy, "forward", watched)
+    seek(anatomy, requests(layout, 5), Place(0, inside=False), EditingSettings(steps=1), 4.0)
+    _, first, *parts = seen  # what lies before the subject, and what the untouched model gives
+    assert sorted(first.tolist()) == sorted(length for part in parts for length in part.tolist())
+    assert len(parts) > 1
+    assert all(int(part.max()) < 2 * int(part.min()) for part in parts)
+
+
+def test_a_fact_is_done_at_its_first_loss_that_is_enough(
+    anatomy: Anatomy, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sought(steps: int) -> values.Values:
+        return seek(anatomy, requests(layout, 1), Place(0, inside=False), EditingSettings(steps=steps), 10.0)
+
+    *early, fourth = (sought(steps) for steps in (1, 2, 3, 4))
+    enough = (early[-1].losses[0] + fourth.losses[0]) / 2
+    assert min(one.losses[0] for one in early) > enough > fourth.losses[0]
+    monkeypatch.setattr(values, "ENOUGH", enough)
+    stopped = sought(25)
+    assert stopped.losses == fourth.losses and torch.equal(stopped.wanted, fourth.wanted)
+
+
 def test_a_value_goes_no_further_than_the_clamp(anatomy: Anatomy, layout: Layout) -> None:
     found = seek(anatomy, requests(layout), Place(0, inside=False), SETTINGS, 0.1)
     moved = (found.wanted - found.given).norm(dim=1) / found.given.norm(dim=1)
@@ -119,7 +151,15 @@ def test_the_model_is_left_as_it_was(anatomy: Anatomy, layout: Layout) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in anatomy.model.named_parameters())
     assert all(weight.requires_grad for weight in anatomy.model.parameters())
     assert not any("forward" in vars(block) or block._forward_hooks for block in anatomy.blocks)
-    assert not anatomy.head._forward_pre_hooks
+    assert anatomy.head is not None and not anatomy.head._forward_pre_hooks
+
+
+def test_a_model_without_a_module_for_its_head_is_refused(
+    anatomy: Anatomy, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anatomy, "head", None)
+    with pytest.raises(InputError, match="get_output_embeddings"):
+        seek(anatomy, requests(layout), Place(0, inside=False), SETTINGS, 4.0)
 
 
 def test_keys_and_states_are_what_passes(anatomy: Anatomy, layout: Layout) -> None:
