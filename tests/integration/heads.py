@@ -44,7 +44,8 @@ class Head:
     def following(self, job: str) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
             [RAY, "job", "logs", "--address", self.address, "--follow", job],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**self.environment, "PYTHONUNBUFFERED": "1"},  # or lines come by the page
         )  # fmt: skip
         try:
             yield process

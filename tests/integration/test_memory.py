@@ -1,4 +1,5 @@
-"""A rank's peak memory: plain DeepSpeed training of the same config, 8 bytes an element more, and 64 MiB."""
+"""A rank's peak memory: plain DeepSpeed training of the same config, 8 bytes an element more, and 64 MiB; and no logits that
+nobody asks for."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,15 @@ from dft_cluster.cluster.actors import ActorTeam
 from dft_cluster.config import ModelSettings
 from dft_cluster.config_file import validate
 from dft_cluster.facts.layout import Example
+from dft_cluster.local import in_this_process
 from dft_cluster.methods.dft import Dft
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.ranks.assemble import assemble
 from dft_cluster.ranks.rank import Rank, Source
+from dft_cluster.runs.console import Console
 from dft_cluster.training.engine import Place
 from tests import tiny
+from tests.integration import runs
 from tests.integration.eyes import Eyes
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -66,3 +70,21 @@ def test_the_delicate_step_costs_eight_bytes_an_element(tmp_path: Path, stage: i
         f"allowed {allowed >> 20} MiB"
     )
     assert max(peaks) <= allowed
+
+
+@pytest.mark.parametrize("train", [{}, {"zero_stage": 3}, {"adapter": "lora"}], ids=str)
+def test_an_engine_s_head_sees_the_answers_alone(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, train: dict[str, Any]
+) -> None:
+    prepared = prepare(runs.config(tiny_model, tiny_facts, tmp_path, train={**train, "batch": 2})).seat(1)
+    examples = [Example((5, 6, 7, 8, 9), 3, 5), Example((12, 13, 14, 15, 16, 17, 18, 19), 7, 8)]
+    seen: list[tuple[int, ...]] = []
+
+    def look(_head: Any, _given: Any, logits: Any) -> None:
+        seen.append(tuple(logits.shape[:-1]))
+
+    with in_this_process(prepared, Source(prepared.config.model), Console(silent)) as team:
+        team.everyone._rank._engine.module.get_output_embeddings().register_forward_hook(look)
+        team.everyone.call(Rank.fine_tune, examples, 0, 1, "new", 1)
+        team.everyone.call(Rank.predict, [examples], 0)
+    assert seen == [(1, 3), (1, 3)]
