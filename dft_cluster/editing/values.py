@@ -77,8 +77,6 @@ class _Batch:
     """The fact of each row."""
     turn: Tensor
     """Which turn each row belongs to, or `ALWAYS`."""
-    bare: Tensor
-    """Each fact's row without a prefix (of the whole batch alone)."""
     rows: Tensor
     columns: Tensor
     targets: Tensor
@@ -118,7 +116,7 @@ class _Batch:
             cache.batch_select_indices(kept)
         return _Batch(
             self.ids[kept, :width], self.mask[kept, : before + width], self.positions[kept, :width], self.at[kept],
-            number[self.fact[kept]], self.turn[kept], self.bare[:0], row[self.rows[asked]], self.columns[asked],
+            number[self.fact[kept]], self.turn[kept], row[self.rows[asked]], self.columns[asked],
             self.targets[answers], self.shares[answers], cache,
             None if self.below is None else self.below[kept, :width],
         )  # fmt: skip
@@ -162,8 +160,7 @@ def seek(
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU the plain formula: for a few tokens behind a cache, flash attention's backward pass there takes longer than all
-    the rest of a step."""
+    """On a CPU the plain formula: flash attention's backward pass there is slow for a few tokens behind a cache."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
@@ -250,7 +247,9 @@ def _first_pass(anatomy: Anatomy, batch: _Batch, place: Place) -> tuple[Tensor, 
     assert inside.given is not None and below.given is not None
     batch.below = below.given if last >= 0 else None
     states = inside.given if place.inside else below.given
-    given = states[batch.bare, batch.at[batch.bare]].float()
+    facts = torch.arange(int(batch.fact[-1]) + 1, device=batch.fact.device)
+    bare = torch.searchsorted(batch.fact, facts)  # the first row of each
+    given = states[bare, batch.at[bare]].float()
     return given, torch.log_softmax(out.logits[0].float(), -1), below.whole
 
 
@@ -267,11 +266,9 @@ def _collate(anatomy: Anatomy, requests: Sequence[Request], *, cached: bool) -> 
     positions = torch.zeros(len(texts), after, dtype=torch.long)
     fact: list[int] = []
     turn: list[int] = []
-    bare: list[int] = []
     asked: list[tuple[int, int, int, float]] = []
     essences: list[tuple[int, int]] = []
     for number, request in enumerate(requests):
-        bare.append(len(fact))
         for order, text in enumerate((*request.rows, request.essence)):
             row = len(fact)
             cut, end = cuts[row], ends[row]
@@ -291,7 +288,6 @@ def _collate(anatomy: Anatomy, requests: Sequence[Request], *, cached: bool) -> 
     mask, positions = mask.to(device), positions.to(device)
     return _Batch(
         ids.to(device), mask, positions, at, torch.tensor(fact, device=device), torch.tensor(turn, device=device),
-        torch.tensor(bare, device=device),
         torch.tensor(rows, device=device), torch.tensor(columns, device=device),
         torch.tensor([token for _, _, token, _ in asked], device=device),
         torch.tensor([share for *_, share in asked], device=device),
