@@ -31,6 +31,8 @@ METHODS: dict[str, Callable[[Config], Method]] = {
     "rome": Rome, "memit": Memit,
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "datasets", "peft", "wandb", "dft-cluster")
+WARM_UP = 0
+"""The number of what comes before round 1."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Prepared:
     """Of a seat: the weights that its rounds leave alone."""
 
     def seat(self, number: int) -> "Prepared":
-        """What the ranks are built for in a round (0: the warm-up, which trains every weight itself)."""
-        if number == 0:
+        """What the ranks are built for in a round, or in the warm-up, which trains every weight itself."""
+        if number == WARM_UP:
             return self._seated("none", self.parameters)
         adapter = self.method.adapter(self.config, number)
         weights = list(self.method.weights(self.config, self.folder, self.parameters))

@@ -8,7 +8,7 @@ from dft_cluster.evaluation.probes import Asked as Probe
 from dft_cluster.evaluation.probes import batched, probes
 from dft_cluster.facts.layout import Example
 from dft_cluster.facts.pairs import given
-from dft_cluster.methods.prepare import Prepared
+from dft_cluster.methods.prepare import WARM_UP, Prepared
 from dft_cluster.methods.training_set import CONTEXT_TOKENS, Drawn, examples
 from dft_cluster.planning import advice, capacity, memory, traffic
 from dft_cluster.planning.advice import Advice
@@ -19,8 +19,6 @@ from dft_cluster.planning.memory import Memory
 from dft_cluster.planning.model import Model
 from dft_cluster.planning.text import written
 from dft_cluster.planning.traffic import Disk, Traffic
-
-WARM_UP = 0
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Whether the ranks and this process see the same folder, both ways."""
+"""The folder that the ranks and this process share: whether they see the same one, and what the ranks write to it."""
 
 import secrets
 
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Group
+from dft_cluster.runs.parts import Written
 from dft_cluster.runs.storage import Storage
 
 WORDS = ".seen"
@@ -19,3 +20,9 @@ def blind(ranks: Group, folder: Storage) -> list[int]:
     back = [folder.exists(answer) and folder.read(answer).decode() == word for answer in answers]
     folder.remove(WORDS)
     return [i for i, both in enumerate(zip(saw, back, strict=True)) if not all(both)]
+
+
+def write_parts(ranks: Group, folder: Storage, below: str, *, sparse: bool, goes_on: bool) -> list[Written]:
+    """Every rank writes its own part of θ."""
+    names = [f"{below}/rank-{i:05d}.safetensors" for i in range(ranks.size)]
+    return ranks.each(Rank.write_part, [(folder.uri, name, sparse, goes_on) for name in names])

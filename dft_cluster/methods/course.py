@@ -1,0 +1,97 @@
+"""How far a run has come: all that one team of ranks leaves to the next."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dft_cluster.methods.prepare import WARM_UP, Prepared
+from dft_cluster.ranks.rank import Source
+from dft_cluster.runs.console import Console
+from dft_cluster.runs.record import Record
+from dft_cluster.runs.track import Tracker
+
+T = TypeVar("T")
+
+
+class Course:
+    """A run's record and what is open beside it: a folder for what is passing, W&B, the seconds that count."""
+
+    def __init__(self, prepared: Prepared, record: Record, console: Console) -> None:
+        self.prepared, self.config, self.record, self.console = prepared, prepared.config, record, console
+        self.storage = record.storage
+        self.result: dict[str, Any] | None = None
+        self.began = time.perf_counter()
+        self.earlier = self._until_now()
+        self.spent_well = 0.0
+        """Seconds of fine-tuning and evaluation."""
+
+    def __enter__(self) -> "Course":
+        self._scratch = tempfile.TemporaryDirectory(prefix="dft-")
+        self.scratch = Path(self._scratch.name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if "tracker" in self.__dict__:
+            self.tracker.close()
+        self._scratch.cleanup()
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        return Tracker(self.config, self.storage, self.record.identity)
+
+    @property
+    def warm(self) -> bool:
+        """Whether a warm-up has given the run a base of its own."""
+        return self.config.warmup.epochs > 0 and self.storage.exists("base.json")
+
+    @property
+    def next(self) -> int:
+        """What comes next: the warm-up, or the round after the last that is finished."""
+        if self.config.warmup.epochs > 0 and not self.warm:
+            return WARM_UP
+        return max(self.record.checkpoints.numbers(), default=0) + 1
+
+    @property
+    def source(self) -> Source:
+        """What the next round's θ is laid over."""
+        if self.warm:
+            return Source(self.config.model, self.storage.uri, "base")
+        return Source(self.config.model)
+
+    @property
+    def base(self) -> str:
+        """Where the warmed model is or will be."""
+        return f"{self.storage.local}/base" if self.storage.local else f"{self.storage.uri}/base"
+
+    def seat(self, number: int) -> Prepared:
+        """What a round needs of its ranks (the end needs no more than the last one)."""
+        return self.prepared.seat(min(number, self.config.method.rounds))
+
+    def look_again(self) -> None:
+        """The folder is this driver's alone from now on; until a moment ago another one may have been at work in it."""
+        self.record.look_again()
+        self.earlier = self._until_now()
+        self.result = self.record.result
+
+    def _until_now(self) -> float:
+        """Seconds that drivers before this one were at work."""
+        return max((line.get("at", 0.0) for line in self.record.rounds), default=0.0)
+
+    def elapsed(self) -> float:
+        """Seconds since this driver began."""
+        return time.perf_counter() - self.began
+
+    def useful(self, work: Callable[[], T]) -> T:
+        """Counts the seconds of fine-tuning and evaluation apart from all others."""
+        began = time.perf_counter()
+        result = work()
+        self.spent_well += time.perf_counter() - began
+        return result
+
+    def remark(self, text: str) -> None:
+        """What both the console and the report should say."""
+        self.console.say(text)
+        self.record.note(text)

@@ -1,0 +1,152 @@
+"""A run's rounds on one team of ranks: measure θ, change it, write it down, measure it again."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from dft_cluster.facts.pairs import Pair, generated, given
+from dft_cluster.methods.course import Course
+from dft_cluster.methods.examine import Examiner
+from dft_cluster.methods.job import Outcome
+from dft_cluster.methods.prepare import Prepared
+from dft_cluster.methods.stop import reached, stop_reason
+from dft_cluster.methods.training_set import drawn_once, examples
+from dft_cluster.ranks.rank import Rank
+from dft_cluster.ranks.shared import write_parts
+from dft_cluster.ranks.team import Team
+
+
+class Rounds:
+    """What a team knows and measures while it is there; all that must outlive it is the course's."""
+
+    def __init__(self, course: Course, team: Team, seat: Prepared) -> None:
+        self.course, self.team, self.seat = course, team, seat
+        self.config, self.console = course.config, course.console
+        self.record, self.storage = course.record, course.storage
+        self.texts: dict[int, str] = {}
+        """What the model said when it was last asked to speak."""
+        self.spoken_in = -1
+        """The last round whose free answers this team was asked for."""
+        prepared = course.prepared
+        layout, facts = prepared.layout, prepared.facts
+        pairs = self._pairs()
+        self.examiner = Examiner(self.config, facts, pairs, layout)
+        drawn = course.useful(lambda: drawn_once(prepared, team, pairs, self.record, self.console))
+        self._drawing = drawn.seconds  # the first round answers for them
+        self.job = replace(
+            seat.job(course.source),
+            old=examples(pairs, "old", layout, drawn),
+            new=examples(pairs, "new", layout, drawn),
+            say=self.console.say,
+            says_now=lambda team: examples(self.examiner.said_now(team), "old", layout, drawn),
+            right=self.examiner.right,
+        )
+
+    def go_on(self) -> str | None:
+        """Round after round from the last finished one: why the run ends, or None where the next needs other ranks."""
+        self._take_up()
+        while (reason := stop_reason(self.record.rounds, self.config)) is None:
+            number = self.record.rounds[-1]["round"] + 1
+            if self.course.seat(number).needs() != self.seat.needs():
+                return None
+            self._round(number)
+        return reason
+
+    def _pairs(self) -> list[Pair]:
+        """The training answers; where the model's own sentences are asked for, they are asked once and kept."""
+        facts, layout = self.course.prepared.facts, self.course.prepared.layout
+        if self.config.facts.old == "given":
+            pairs = given(facts)
+        elif self.storage.exists("pairs.json"):
+            return [Pair(**pair) for pair in self.storage.read_json("pairs.json")]
+        else:
+            self.console.phase("asking the model for its own answers")
+            asker = Examiner(self.config, facts, given(facts), layout)
+            prompts, length = [fact.prompt for fact in facts], self.config.evaluate.max_new_tokens
+            pairs = generated(facts, self.course.useful(lambda: asker.sentences(self.team, prompts, length)))
+        self.storage.write_json("pairs.json", [vars(pair) for pair in pairs])
+        return pairs
+
+    def _take_up(self) -> None:
+        """Goes on where the last finished round stands, or measures round 0."""
+        record, storage = self.record, self.storage
+        finished = record.checkpoints.finished()
+        for note in record.checkpoints.notes:
+            self.course.remark(note)
+        if not (storage.exists("baseline.json") and record.rounds):
+            self._begin()
+            return
+        self.examiner.remember(storage.read_json("baseline.json"))
+        last = finished[-1].number if finished else 0
+        self._begin_after(last)
+        if last:
+            self.console.phase(f"resuming after round {last}")
+            chain = record.checkpoints.chain(last)
+            self.team.everyone.call(Rank.restore, self.course.source, storage.uri, chain, True)
+            if record.rounds[-1]["round"] < last:
+                outcome = {key: value for key, value in finished[-1].outcome.items() if key != "tokens_per_second"}
+                self._tell(last, Outcome(**outcome))
+
+    def _begin(self) -> None:
+        """Measures round 0."""
+        self._begin_after(-1)
+        self.examiner.own = self.storage.read_json("base.json")["own"] if self.course.warm else []
+        self.console.phase("measuring the model before the first round")
+        began = time.perf_counter()
+        figures = self.course.useful(lambda: self.examiner.baseline(self.team))
+        self.storage.write_json("baseline.json", self.examiner.remembered())
+        self._add(
+            {"round": 0, **figures, "seconds": {"evaluate": time.perf_counter() - began}, "memory": self._memory()}
+        )
+
+    def _begin_after(self, number: int) -> None:
+        """What comes after this round, or all of it with -1, will be done again."""
+        aside = self.record.checkpoints.set_aside(max(0, number))
+        self.record.keep_until(number)
+        if aside:
+            self.course.remark(f"finished rounds that are done again are kept in {', '.join(aside)}")
+
+    def _round(self, number: int) -> None:
+        self.console.phase(f"round {number}")
+        checkpoints = self.record.checkpoints
+        outcome = self.course.prepared.method.round(self.team, self.job, number)
+        self.course.spent_well += outcome.training
+        if number == 1 and self._drawing:
+            outcome.seconds["draw"] = outcome.seconds.get("draw", 0.0) + self._drawing
+        lap = time.perf_counter()
+        folder, holds = checkpoints.begin(number), outcome.holds
+        parts = write_parts(self.team.new, self.storage, folder, sparse=holds.sparse, goes_on=holds.goes_on)
+        checkpoints.commit(number, parts, alone=holds.alone, outcome=outcome.line())
+        outcome.seconds["checkpoint"] = time.perf_counter() - lap
+        self._tell(number, outcome)
+
+    def _tell(self, number: int, outcome: Outcome) -> None:
+        """Measures θ where it is due, and writes the round's line."""
+        figures: dict[str, Any] = {}
+        if number % self.config.evaluate.every == 0 or number == self.config.method.rounds:
+            began = time.perf_counter()
+            figures, _ = self.course.useful(lambda: self.examiner.measure(self.team, decode=False))
+            self.keep_scores(f"round-{number:04d}")
+            if reached(figures, self.config):
+                self.texts = self.course.useful(lambda: self.examiner.speak(self.team))
+                figures |= self.examiner.spoken(self.texts)
+                self.spoken_in, self.measured = number, {"round", *figures}
+            outcome.seconds["evaluate"] = time.perf_counter() - began
+        self._add({"round": number, **figures, **outcome.line(), "memory": self._memory()})
+
+    def keep_scores(self, name: str) -> None:
+        """What was measured last, fact by fact: for statistics over facts."""
+        self.storage.make("scores")
+        self.storage.write_json(f"scores/{name}.json", self.examiner.by_fact())
+
+    def _add(self, line: dict[str, Any]) -> None:
+        line["at"] = self.course.earlier + self.course.elapsed()
+        began = time.perf_counter()
+        self.course.tracker.round(line)
+        line["seconds"]["track"] = time.perf_counter() - began
+        self.record.add(line)
+        self.console.round(line, self.config.method.rounds)
+
+    def _memory(self) -> dict[str, int]:
+        sides = [("old", self.team.old), ("new", self.team.new)] if self.team.paired else [("rank", self.team.everyone)]
+        return {f"{name}-{i}": peak for name, group in sides for i, peak in enumerate(group.call(Rank.peak_memory))}
