@@ -173,17 +173,27 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
         if other not in search.over:
             yield f"search.like.{label}: {other!r} is none of those that are searched ({', '.join(search.over)})"
         elif {label, other} <= settings.methods.keys():
-            yield from _like(settings, label, other)
+            yield from _like(settings, label, other, search.over[other])
 
 
-def _like(settings: CompareSettings, label: str, other: str) -> Iterator[str]:
-    """The round that is chosen for one must be one of the other's."""
+def _like(settings: CompareSettings, label: str, other: str, chosen_too: Iterable[str]) -> Iterator[str]:
+    """The round that is chosen for one must be one of the other's; and a control differs in its mask alone, for the same k
+    and λ."""
     model, data = next(iter(settings.models)), next(iter(settings.data))
     trees = [sections(settings, model, data, method) for method in (label, other)]
-    if not any(map(_wrong, trees)):
-        own, chosen = (validate(tree).method.rounds for tree in trees)
-        if own != chosen:
-            yield f"search.like.{label}: method.rounds is {own}, but {chosen} for {other}; right would be the same"
+    if any(map(_wrong, trees)):
+        return
+    own, chosen = (validate(tree).to_json() for tree in trees)
+    alike = {"method": ("rounds",)}
+    if own["method"]["name"] == chosen["method"]["name"] == "dft":
+        alike = {section: tuple(own[section]) for section in ("method", "train", "lora")}
+    for section, keys in alike.items():
+        for key in keys:
+            if own[section][key] != chosen[section][key] and f"{section}.{key}" not in chosen_too:
+                yield (
+                    f"search.like.{label}: {section}.{key} is {own[section][key]}, but {chosen[section][key]} for {other}; "
+                    "right would be the same"
+                )
 
 
 def _wrong(tree: Mapping[str, Any]) -> list[str]:

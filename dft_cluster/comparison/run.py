@@ -38,12 +38,19 @@ def compare(
 
 def read_data(settings: CompareSettings) -> dict[str, Split]:
     """Every data set, parted into reported and development facts; all problems in one error."""
-    splits, problems = {}, []
+    read, problems = {}, []
     model = next(iter(settings.models))
     for label in settings.data:
         try:
             facts, notes = read_facts(validate(sections(settings, model, label)))
-            parted = split(facts, settings.report_of(label), settings.search)
+            read[label] = (facts, notes, split(facts, settings.report_of(label)).reported)
+        except InputError as error:
+            problems.append(f"data.{label}: {error}")
+    splits = {}
+    for label, (facts, notes, _) in read.items():
+        elsewhere = [fact for other, (*_, reported) in read.items() if other != label for fact in reported]
+        try:
+            parted = split(facts, settings.report_of(label), settings.search, elsewhere)
         except InputError as error:
             problems.append(f"data.{label}: {error}")
         else:

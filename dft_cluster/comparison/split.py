@@ -20,11 +20,16 @@ class Split:
     notes: list[str]
 
 
-def split(facts: Sequence[Fact], report: ReportSettings, search: SearchSettings | None = None) -> Split:
+def split(
+    facts: Sequence[Fact],
+    report: ReportSettings,
+    search: SearchSettings | None = None,
+    elsewhere: Sequence[Fact] = (),
+) -> Split:
     """The reported facts: the first `report.facts` with the probes asked for, or a seeded sample of them.
 
     Development facts are drawn from those left over, without any that shares a prompt, a rephrase or its subject with
-    a reported one.
+    a reported one, here or in another data set (`elsewhere`).
     """
     rich = [fact for fact in facts if len(fact.rephrases) >= report.rephrases and len(fact.locality) >= report.locality]
     notes = []
@@ -40,8 +45,9 @@ def split(facts: Sequence[Fact], report: ReportSettings, search: SearchSettings 
     if search is None:
         return Split(reported, [], notes)
     taken = {fact.id for fact in reported}
-    prompts = {plain(prompt) for fact in reported for prompt in (fact.prompt, *fact.rephrases)}
-    subjects = {plain(fact.subject) for fact in reported if fact.subject}
+    shown = [*reported, *elsewhere]
+    prompts = {plain(prompt) for fact in shown for prompt in (fact.prompt, *fact.rephrases)}
+    subjects = {plain(fact.subject) for fact in shown if fact.subject}
     left = [fact for fact in rich if fact.id not in taken]
     apart = [fact for fact in left if not _shares(fact, prompts, subjects)]
     if not apart:

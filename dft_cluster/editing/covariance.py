@@ -68,6 +68,8 @@ class Covariance:
 
     mean: Tensor
     tokens: int
+    seconds: float
+    """What it took to measure."""
 
     def solid(self) -> Tensor:
         """In float64, and solvable however short the text: shrunk towards μI, μ = tr C / d (OAS, Chen et al. 2010),
@@ -204,13 +206,18 @@ def cached(key: Key, layer: str, inner: int, warn: Callable[[str], None]) -> Cov
     try:
         with safe_open(file, framework="pt") as tensors:
             mean, tokens = tensors.get_tensor("mean"), int(tensors.get_tensor("tokens"))
+            seconds = float(tensors.get_tensor("seconds"))
     except (SafetensorError, OSError) as error:
         warn(f"{file} cannot be read and is measured anew: {error}")
         return None
-    return Covariance(mean, tokens) if mean.shape == (inner, inner) else None
+    return Covariance(mean, tokens, seconds) if mean.shape == (inner, inner) else None
 
 
 def keep(key: Key, layer: str, covariance: Covariance) -> None:
-    tensors = {"mean": covariance.mean.cpu().contiguous(), "tokens": torch.tensor(covariance.tokens)}
+    tensors = {
+        "mean": covariance.mean.cpu().contiguous(),
+        "tokens": torch.tensor(covariance.tokens),
+        "seconds": torch.tensor(covariance.seconds),
+    }
     with new_file(key.file(layer)) as file:
         file.write(save(tensors, {"layer": layer, "samples": str(key.samples)}))

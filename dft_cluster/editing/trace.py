@@ -29,6 +29,8 @@ class Asked:
     ids: tuple[int, ...]
     first: int
     last: int
+    seed: int
+    """Of its noise: the same on whichever rank it is traced."""
 
 
 def window(layers: int) -> int:
@@ -37,17 +39,17 @@ def window(layers: int) -> int:
 
 
 @torch.no_grad()
-def indirect_effects(anatomy: Anatomy, asked: Sequence[Asked], seed: int) -> list[float]:
+def indirect_effects(anatomy: Anatomy, asked: Sequence[Asked]) -> list[float]:
     """The indirect effect of each layer, added up over the prompts."""
     depth = len(anatomy.blocks)
     total = torch.zeros(depth)
     with anatomy.frozen():
-        for number, one in enumerate(asked):
-            total += _of_one(anatomy, one, seed + number)
+        for one in asked:
+            total += _of_one(anatomy, one)
     return total.tolist()
 
 
-def _of_one(anatomy: Anatomy, asked: Asked, seed: int) -> Tensor:
+def _of_one(anatomy: Anatomy, asked: Asked) -> Tensor:
     """All draws of noise side by side."""
     depth, span = len(anatomy.blocks), window(len(anatomy.blocks))
     ids = torch.tensor([asked.ids] * DRAWS, device=anatomy.device)
@@ -64,7 +66,7 @@ def _of_one(anatomy: Anatomy, asked: Asked, seed: int) -> Tensor:
         clean = [stack.enter_context(catching(down)) for down in anatomy.downs]
         said = answer()
     token = int(said[0].argmax())
-    with _disturbed(anatomy, asked, seed):
+    with _disturbed(anatomy, asked):
         with ExitStack() as stack:
             states = [stack.enter_context(catching(block)) for block in anatomy.blocks]
             disturbed = answer()[:, token]
@@ -94,9 +96,9 @@ def _setting(value: Tensor, place: int) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def _disturbed(anatomy: Anatomy, asked: Asked, seed: int) -> Iterator[None]:
+def _disturbed(anatomy: Anatomy, asked: Asked) -> Iterator[None]:
     weight: Tensor = anatomy.embedding.weight  # type: ignore[assignment]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(asked.seed)
     size = asked.last - asked.first + 1
     noise = torch.randn(DRAWS, size, weight.shape[1], generator=generator).to(weight)
     noise *= NOISE * weight.std()

@@ -69,6 +69,11 @@ class Edits:
                 f"train.zero_stage: {name} runs each rank's share of the facts through the whole model, which 3 cuts up; right "
                 "would be 2, which shards the rest"
             )
+        problems += [
+            f"train.{key}: {name} is taught no texts; right would be 0"
+            for key in ("rephrases", "contexts", "keep")
+            if getattr(train, key)
+        ]
         if train.adapter != "none":
             problems.append(f"train.adapter: {name} changes the weights themselves; right would be none")
         try:
@@ -87,15 +92,21 @@ class Edits:
         depth = len(team.everyone.call(Rank.places)[0])
         if job.config.method.layers != "trace":
             return self.told(job.config, depth)
-        asked = [trace.Asked(job.layout.prompt(f.prompt), *span(job.layout, f.prompt, f.subject)) for f in job.facts]
-        asked = asked[: trace.FACTS]
-        ranks = team.everyone.size
-        shares = [asked[i::ranks] for i in range(ranks)]
-        told = team.everyone.each(Rank.trace, [(share, job.config.train.seed + i) for i, share in enumerate(shares)])
+        asked = [
+            trace.Asked(
+                job.layout.prompt(f.prompt), *span(job.layout, f.prompt, f.subject), job.config.train.seed + number
+            )
+            for number, f in enumerate(job.facts[: trace.FACTS])
+        ]
+        ranks, told = team.everyone.size, []
+        eta = Eta(job.say, "causal tracing", len(asked))
+        for turn in in_turns(asked, ranks):
+            told += team.everyone.each(Rank.trace, [(turn[i::ranks],) for i in range(ranks)])
+            eta.done(len(turn))
         effects = [sum(one) / len(asked) for one in zip(*told, strict=True)]
         chosen = layers.by_effect(effects, self.several)
         best = max(effects)
-        job.say(
+        job.note(
             f"causal tracing over {len(asked)} facts: the MLPs around layer {effects.index(best)} bring back most of the "
             f"answer's probability ({100 * best:.1f} points); editing {_listed(chosen)} of 0 to {depth - 1}"
         )
@@ -113,25 +124,28 @@ def prefixes(team: Team, job: Job, count: int) -> list[str]:
     return contexts.as_text(job.layout, team.everyone.call(Rank.say_prefixes, begin, count, tokens, seed)[0])
 
 
-def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[Request]) -> None:
-    """Rank 0 gets E[k kᵀ] of every layer: kept from an earlier run, or measured by all ranks."""
+def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[Request]) -> float:
+    """Rank 0 gets E[k kᵀ] of every layer: measured by all ranks, or kept from an earlier run, whose seconds are returned."""
     settings = job.config.editing
     # Every fact's bare prompt, then each behind the first prefix, and so on.
     rows = [row for turn in zip(*(one.rows for one in requests), strict=True) for row in turn]
     text = text_for(settings.covariance, settings.covariance_split, settings.covariance_samples, rows, job.layout)
     inner = team.everyone.call(Rank.places)[0][chosen[0]].inner
-    job.say(f"covariance of the keys: {text.tokens:,} tokens, {text.source}")
+    job.note(f"covariance of the keys: {text.tokens:,} tokens, {text.source}")
     if text.tokens < inner:
-        job.say(
+        job.note(
             f"warning: the covariance comes from too little text, {text.tokens:,} tokens for keys of width {inner:,}; it is "
             "shrunk so that it stays solvable. Right would be a longer text (editing.covariance: a text file or a hub data set)"
         )
-    (missing, notes), *_ = team.everyone.call(Rank.recall_covariances, chosen, text.fingerprint, len(text.passages))
+    (missing, seconds, notes), *_ = team.everyone.call(
+        Rank.recall_covariances, chosen, text.fingerprint, len(text.passages)
+    )
     for note in notes:
         job.say(note)
     if not missing:
-        job.say(f"covariance of {_listed(chosen)}: kept from an earlier run")
-        return
+        job.say(f"covariance of {_listed(chosen)}: kept from an earlier run, which took {seconds:.0f} s to measure it")
+        return seconds
+    began = time.perf_counter()
     team.everyone.call(Rank.begin_covariances, missing)
     ranks = team.everyone.size
     # Longest first: texts of a pass are of like length, and the estimate of the time left errs on the safe side.
@@ -140,7 +154,8 @@ def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[
     for turn in in_turns(order, _TEXTS * ranks):
         team.everyone.each(Rank.add_covariances, [(turn[i::ranks],) for i in range(ranks)])
         eta.done(len(turn))
-    team.everyone.call(Rank.end_covariances)
+    team.everyone.call(Rank.end_covariances, time.perf_counter() - began)
+    return seconds
 
 
 def in_turns(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

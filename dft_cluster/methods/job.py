@@ -37,6 +37,9 @@ class Job:
     old: Sequence[Example] = ()
     new: Sequence[Example] = ()
     say: Callable[[str], None] = print
+    """What is of interest while it goes on."""
+    note: Callable[[str], None] = print
+    """What the report should say, too."""
     says_now: Callable[[Team], Sequence[Example]] = field(default=_unasked)
     """The training prompts with what the model itself says to them now."""
     right: Callable[[Team], float] = field(default=_unasked)

@@ -40,7 +40,7 @@ class Memit(Edits):
         before = prefixes(team, job, settings.contexts)
         clock.lap("prefixes")
         requests = [request(job.layout, fact, before) for fact in job.facts]
-        covariances(team, job, chosen, requests)
+        clock.seconds["covariance_kept"] = covariances(team, job, chosen, requests)
         clock.lap("covariance")
         values = values_of(team, job, requests, Place(last, inside=False), settings.clamp or self.clamp)
         refuse_lost_values(number, job, values.losses)

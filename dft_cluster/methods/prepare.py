@@ -32,7 +32,7 @@ METHODS: dict[str, Callable[[Config], Method]] = {
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "datasets", "peft", "wandb", "dft-cluster")
 WARM_UP = 0
-"""The number of what comes before round 1."""
+"""As a round's number: what comes before round 1."""
 
 
 @dataclass(frozen=True)

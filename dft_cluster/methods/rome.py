@@ -36,7 +36,7 @@ class Rome(Edits):
         before = prefixes(team, job, max(settings.key_contexts, settings.contexts))
         clock.lap("prefixes")
         requests = [request(job.layout, fact, before[: settings.contexts]) for fact in job.facts]
-        covariances(team, job, [layer], requests)
+        clock.seconds["covariance_kept"] = covariances(team, job, [layer], requests)
         clock.lap("covariance")
         rows = [subjects(job.layout, fact, before[: settings.key_contexts]) for fact in job.facts]
         keys = keys_of(team, rows, layer, layer)[0].mean(1)

@@ -4,113 +4,103 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from dft_cluster.facts.pairs import Pair, generated, given
-from dft_cluster.methods.course import Course
 from dft_cluster.methods.examine import Examiner
 from dft_cluster.methods.job import Outcome
 from dft_cluster.methods.prepare import Prepared
+from dft_cluster.methods.progress import Progress
 from dft_cluster.methods.stop import reached, stop_reason
-from dft_cluster.methods.training_set import drawn_once, examples
+from dft_cluster.methods.training_set import drawn_once, examples, pairs_once
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.shared import write_parts
 from dft_cluster.ranks.team import Team
 
 
 class Rounds:
-    """What a team knows and measures while it is there; all that must outlive it is the course's."""
+    """Runs rounds on one team, until the end or until a round needs other ranks. What must outlive the team is in `progress`."""
 
-    def __init__(self, course: Course, team: Team, seat: Prepared) -> None:
-        self.course, self.team, self.seat = course, team, seat
-        self.config, self.console = course.config, course.console
-        self.record, self.storage = course.record, course.storage
+    def __init__(self, progress: Progress, team: Team, seat: Prepared) -> None:
+        self.progress, self.team, self.seat = progress, team, seat
+        self.config, self.console = progress.config, progress.console
+        self.record, self.storage = progress.record, progress.storage
         self.texts: dict[int, str] = {}
         """What the model said when it was last asked to speak."""
-        self.spoken_in = -1
-        """The last round whose free answers this team was asked for."""
-        prepared = course.prepared
-        layout, facts = prepared.layout, prepared.facts
-        pairs = self._pairs()
-        self.examiner = Examiner(self.config, facts, pairs, layout)
-        drawn = course.useful(lambda: drawn_once(prepared, team, pairs, self.record, self.console))
-        self._drawing = drawn.seconds  # the first round answers for them
-        self.job = replace(
-            seat.job(course.source),
-            old=examples(pairs, "old", layout, drawn),
-            new=examples(pairs, "new", layout, drawn),
-            say=self.console.say,
-            says_now=lambda team: examples(self.examiner.said_now(team), "old", layout, drawn),
-            right=self.examiner.right,
-        )
+        self.spoke: tuple[int, set[str]] = (-1, set())
+        """The last round that was measured and spoke, for it had reached the target; and the names of its figures."""
 
     def go_on(self) -> str | None:
         """Round after round from the last finished one: why the run ends, or None where the next needs other ranks."""
+        self._prepare()
         self._take_up()
         while (reason := stop_reason(self.record.rounds, self.config)) is None:
             number = self.record.rounds[-1]["round"] + 1
-            if self.course.seat(number).needs() != self.seat.needs():
+            if self.progress.needs_others(self.seat, number):
                 return None
             self._round(number)
         return reason
 
-    def _pairs(self) -> list[Pair]:
-        """The training answers; where the model's own sentences are asked for, they are asked once and kept."""
-        facts, layout = self.course.prepared.facts, self.course.prepared.layout
-        if self.config.facts.old == "given":
-            pairs = given(facts)
-        elif self.storage.exists("pairs.json"):
-            return [Pair(**pair) for pair in self.storage.read_json("pairs.json")]
-        else:
-            self.console.phase("asking the model for its own answers")
-            asker = Examiner(self.config, facts, given(facts), layout)
-            prompts, length = [fact.prompt for fact in facts], self.config.evaluate.max_new_tokens
-            pairs = generated(facts, self.course.useful(lambda: asker.sentences(self.team, prompts, length)))
-        self.storage.write_json("pairs.json", [vars(pair) for pair in pairs])
-        return pairs
+    def _prepare(self) -> None:
+        """What is taught and what is asked; W&B."""
+        progress, prepared = self.progress, self.progress.prepared
+        layout = prepared.layout
+        pairs = progress.counted(lambda: pairs_once(prepared, self.team, self.record, self.console))
+        drawn = progress.counted(lambda: drawn_once(prepared, self.team, pairs, self.record, self.console))
+        self._drawing = drawn.seconds  # the first round answers for them
+        self.examiner = examiner = Examiner(self.config, prepared.facts, pairs, layout)
+        self.job = replace(
+            self.seat.job(progress.source),
+            old=examples(pairs, "old", layout, drawn),
+            new=examples(pairs, "new", layout, drawn),
+            say=self.console.say,
+            note=progress.say_and_note,
+            says_now=lambda team: examples(examiner.said_now(team), "old", layout, drawn),
+            right=examiner.right,
+        )
+        progress.track()
 
     def _take_up(self) -> None:
         """Goes on where the last finished round stands, or measures round 0."""
         record, storage = self.record, self.storage
         finished = record.checkpoints.finished()
         for note in record.checkpoints.notes:
-            self.course.remark(note)
+            self.progress.say_and_note(note)
         if not (storage.exists("baseline.json") and record.rounds):
-            self._begin()
+            self._measure_first()
             return
         self.examiner.remember(storage.read_json("baseline.json"))
         last = finished[-1].number if finished else 0
-        self._begin_after(last)
+        self._forget_after(last)
         if last:
             self.console.phase(f"resuming after round {last}")
             chain = record.checkpoints.chain(last)
-            self.team.everyone.call(Rank.restore, self.course.source, storage.uri, chain, True)
+            self.team.everyone.call(Rank.restore, self.progress.source, storage.uri, chain, True)
             if record.rounds[-1]["round"] < last:
                 outcome = {key: value for key, value in finished[-1].outcome.items() if key != "tokens_per_second"}
                 self._tell(last, Outcome(**outcome))
 
-    def _begin(self) -> None:
+    def _measure_first(self) -> None:
         """Measures round 0."""
-        self._begin_after(-1)
-        self.examiner.own = self.storage.read_json("base.json")["own"] if self.course.warm else []
+        self._forget_after(-1)
+        self.examiner.own = self.storage.read_json("base.json")["own"] if self.progress.warm else []
         self.console.phase("measuring the model before the first round")
         began = time.perf_counter()
-        figures = self.course.useful(lambda: self.examiner.baseline(self.team))
+        figures = self.progress.counted(lambda: self.examiner.baseline(self.team))
         self.storage.write_json("baseline.json", self.examiner.remembered())
         self._add(
             {"round": 0, **figures, "seconds": {"evaluate": time.perf_counter() - began}, "memory": self._memory()}
         )
 
-    def _begin_after(self, number: int) -> None:
+    def _forget_after(self, number: int) -> None:
         """What comes after this round, or all of it with -1, will be done again."""
         aside = self.record.checkpoints.set_aside(max(0, number))
         self.record.keep_until(number)
         if aside:
-            self.course.remark(f"finished rounds that are done again are kept in {', '.join(aside)}")
+            self.progress.say_and_note(f"finished rounds that are done again are kept in {', '.join(aside)}")
 
     def _round(self, number: int) -> None:
         self.console.phase(f"round {number}")
         checkpoints = self.record.checkpoints
-        outcome = self.course.prepared.method.round(self.team, self.job, number)
-        self.course.spent_well += outcome.training
+        outcome = self.progress.prepared.method.round(self.team, self.job, number)
+        self.progress.useful_seconds += outcome.training
         if number == 1 and self._drawing:
             outcome.seconds["draw"] = outcome.seconds.get("draw", 0.0) + self._drawing
         lap = time.perf_counter()
@@ -125,12 +115,12 @@ class Rounds:
         figures: dict[str, Any] = {}
         if number % self.config.evaluate.every == 0 or number == self.config.method.rounds:
             began = time.perf_counter()
-            figures, _ = self.course.useful(lambda: self.examiner.measure(self.team, decode=False))
+            figures, _ = self.progress.counted(lambda: self.examiner.measure(self.team, decode=False))
             self.keep_scores(f"round-{number:04d}")
             if reached(figures, self.config):
-                self.texts = self.course.useful(lambda: self.examiner.speak(self.team))
+                self.texts = self.progress.counted(lambda: self.examiner.speak(self.team))
                 figures |= self.examiner.spoken(self.texts)
-                self.spoken_in, self.measured = number, {"round", *figures}
+                self.spoke = number, {"round", *figures}
             outcome.seconds["evaluate"] = time.perf_counter() - began
         self._add({"round": number, **figures, **outcome.line(), "memory": self._memory()})
 
@@ -140,9 +130,9 @@ class Rounds:
         self.storage.write_json(f"scores/{name}.json", self.examiner.by_fact())
 
     def _add(self, line: dict[str, Any]) -> None:
-        line["at"] = self.course.earlier + self.course.elapsed()
+        line["at"] = self.progress.earlier + self.progress.elapsed()
         began = time.perf_counter()
-        self.course.tracker.round(line)
+        self.progress.track().round(line)
         line["seconds"]["track"] = time.perf_counter() - began
         self.record.add(line)
         self.console.round(line, self.config.method.rounds)

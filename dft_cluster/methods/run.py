@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from dft_cluster.errors import InputError
-from dft_cluster.methods.course import Course
 from dft_cluster.methods.ending import end
 from dft_cluster.methods.job import RunFailedError
 from dft_cluster.methods.prepare import WARM_UP, Prepared
+from dft_cluster.methods.progress import Progress
 from dft_cluster.methods.rounds import Rounds
 from dft_cluster.methods.warm_up import warm_up
 from dft_cluster.ranks.rank import Rank, Source
@@ -32,17 +32,17 @@ def run(prepared: Prepared, launch: Launch, console: Console) -> dict[str, Any]:
     if record.result is not None:
         console.say(f"{record.storage.uri} is finished: {record.result['stop_reason']}")
         return record.result
-    with Course(prepared, record, console) as course:
-        _Teams(course, launch).go_on(until=lambda: course.result is not None)
-        assert course.result is not None
-        return course.result
+    with Progress(prepared, record, console) as progress:
+        _Teams(progress, launch).go_on(until=lambda: progress.result is not None)
+        assert progress.result is not None
+        return progress.result
 
 
 def warmed(prepared: Prepared, launch: Launch, console: Console) -> str:
     """The run's base after its warm-up alone: the folder (or URI) that the method would begin with."""
-    with Course(prepared, _open(prepared, console), console) as course:
-        _Teams(course, launch, rounds=False).go_on(until=lambda: course.next != WARM_UP)
-        return course.base
+    with Progress(prepared, _open(prepared, console), console) as progress:
+        _Teams(progress, launch, warm_up_only=True).go_on(until=lambda: progress.next != WARM_UP)
+        return progress.base
 
 
 def _open(prepared: Prepared, console: Console) -> Record:
@@ -57,19 +57,19 @@ def _open(prepared: Prepared, console: Console) -> Record:
 class _Teams:
     """One team after another: each for as many rounds as it is built for, and a new one for one that is lost."""
 
-    def __init__(self, course: Course, launch: Launch, *, rounds: bool = True) -> None:
-        self.course, self.launch, self.rounds = course, launch, rounds
-        self.record, self.config = course.record, course.config
+    def __init__(self, progress: Progress, launch: Launch, *, warm_up_only: bool = False) -> None:
+        self.progress, self.launch, self.warm_up_only = progress, launch, warm_up_only
+        self.record, self.config = progress.record, progress.config
 
     def go_on(self, *, until: Callable[[], bool]) -> None:
         failures: list[str] = []
         while not until():
-            before = self.course.next
+            before = self.progress.next
             try:
                 self._serve()
             except LostRankError as lost:
                 # A finished round between two failures shows that the run can be saved.
-                failures = [*(failures if self.course.next == before else []), str(lost)]
+                failures = [*(failures if self.progress.next == before else []), str(lost)]
                 self._remember(lost.given)
                 self._lost(failures, lost)
             except InputError as error:
@@ -80,35 +80,35 @@ class _Teams:
 
     def _serve(self) -> None:
         """One team: the warm-up where it is due, then rounds up to the end, or to one that needs other ranks."""
-        course = self.course
-        seat, source = self._on_what_it_began(course.seat(course.next)), course.source
-        with self.launch(seat, source, course.console) as team:
+        progress = self.progress
+        seat, source = self._on_what_it_began(progress.seat(progress.next)), progress.source
+        with self.launch(seat, source, progress.console) as team:
             try:
                 if not self.record.begun:
-                    course.look_again()
-                    if course.result is not None:
+                    progress.look_again()
+                    if progress.result is not None:
                         return
-                self._begin(team)
-                if course.next == WARM_UP:
-                    warm_up(course, team)
-                if not self.rounds or course.seat(course.next).needs() != seat.needs():
+                self._admit(team)
+                if progress.next == WARM_UP:
+                    warm_up(progress, team)
+                if self.warm_up_only or progress.needs_others(seat, progress.next):
                     return
-                if course.source != source:
-                    team.everyone.call(Rank.load, course.source)
-                rounds = Rounds(course, team, seat)
+                if progress.source != source:
+                    team.everyone.call(Rank.load, progress.source)
+                rounds = Rounds(progress, team, seat)
                 if (reason := rounds.go_on()) is not None:
-                    course.result = end(rounds, reason)
+                    progress.result = end(rounds, reason)
             except InputError as error:
                 raise RunFailedError(str(error)) from error
 
-    def _begin(self, team: Team) -> None:
+    def _admit(self, team: Team) -> None:
         """Writes down what the team was given and what is to be said of it; proves that it sees the run's folder."""
         self._remember(team.given)
         self.record.begin()
         for note in team.notes:
-            self.course.remark(note)
-        self.record.storage.make("checkpoints")
-        if unseen := blind(team.everyone, self.record.storage):
+            self.progress.say_and_note(note)
+        self.progress.storage.make("checkpoints")
+        if unseen := blind(team.everyone, self.progress.storage):
             raise InputError(
                 f"run.dir: {self.config.run.dir} is not the same folder for rank(s) {unseen} as for the driver; right would be a "
                 "shared folder (NFS) or a storage URI such as s3://bucket/runs"
@@ -135,6 +135,6 @@ class _Teams:
             raise RunFailedError(
                 f"{len(failures)} failures in a row with no finished round between (cluster.max_failures={most}): {listed}"
             ) from last
-        where = f"round {self.course.next - 1}" if self.course.next > 1 else "the beginning"
-        self.course.console.say(f"{last}; starting new ranks, which go on from {where}")
+        where = f"round {self.progress.next - 1}" if self.progress.next > 1 else "the beginning"
+        self.progress.console.say(f"{last}; starting new ranks, which go on from {where}")
         self.record.note(f"{last}; new ranks went on from {where}")

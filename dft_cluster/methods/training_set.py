@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from dft_cluster.config import Config
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.layout import Example, Layout
-from dft_cluster.facts.pairs import Pair
+from dft_cluster.facts.pairs import Pair, generated, given
+from dft_cluster.methods.examine import Examiner
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.rephrasing import rephrase
 from dft_cluster.ranks.rank import Rank
@@ -41,6 +42,22 @@ class Drawn:
         """A pair's prompt with its rephrases, all of them also behind every context."""
         plain = [prompt, *(self.rephrases[number] if self.rephrases else ())]
         return plain + [f"{context}. {wording}" for context in self.contexts for wording in plain]
+
+
+def pairs_once(prepared: Prepared, team: Team, record: Record, console: Console) -> list[Pair]:
+    """The training answers; where the model's own sentences are the old ones, it is asked for them once, and they are kept."""
+    config, facts, storage = prepared.config, prepared.facts, record.storage
+    if config.facts.old == "given":
+        pairs = given(facts)
+    elif storage.exists("pairs.json"):
+        return [Pair(**pair) for pair in storage.read_json("pairs.json")]
+    else:
+        console.phase("asking the model for its own answers")
+        asker = Examiner(config, facts, given(facts), prepared.layout)
+        said = asker.sentences(team, [fact.prompt for fact in facts], config.evaluate.max_new_tokens)
+        pairs = generated(facts, said)
+    storage.write_json("pairs.json", [vars(pair) for pair in pairs])
+    return pairs
 
 
 def drawn_once(prepared: Prepared, team: Team, pairs: Sequence[Pair], record: Record, console: Console) -> Drawn:

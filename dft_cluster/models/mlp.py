@@ -55,9 +55,7 @@ def down_projections(model: Any) -> list[DownProjection]:
     """
     blocks = block_names(model)
     if not blocks:
-        raise InputError(
-            "model.name: no MLP was found: the model has no list of blocks (an nn.ModuleList), which rome and memit look for"
-        )
+        raise InputError("model.name: no MLP was found: the model has no list of blocks (an nn.ModuleList) to look in")
     return [_in_block(model, name, layer) for layer, name in enumerate(blocks)]
 
 
@@ -77,8 +75,9 @@ def _in_block(model: Any, block: str, layer: int) -> DownProjection:
     several = [*found, *stacked]
     problem = f"{len(several)} of them, {', '.join(several[:3])} (a mixture of experts?)" if several else "none"
     raise InputError(
-        f"model.name: rome and memit need one MLP in each block, and {block} has {problem}; looked for, outside of attention: a "
-        f"module with a linear map from the hidden size {hidden} to an inner size, and after it one from there to {hidden}. "
+        f"model.name: editing an MLP (rome, memit, ft_c with layers) needs one in each block, and {block} has {problem}; looked "
+        f"for, outside of attention: a module with a linear map from the hidden size {hidden} to an inner size, and after it one "
+        f"from there to {hidden}. "
         f"The block has {seen}"
     )
 

@@ -1,6 +1,7 @@
 """The verbs of ROME and MEMIT: what a rank does to find an edit, and how every rank takes it into its own share of θ."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,15 +49,16 @@ class Editing:
         self._progress = ("prefixes", 0, 0, 0.0)
         return contexts.sample(self._anatomy, openings, count, tokens, seed)
 
-    def trace(self, asked: Sequence[trace.Asked], seed: int) -> list[float]:
+    def trace(self, asked: Sequence[trace.Asked]) -> list[float]:
         """The indirect effects of all layers, added up over these prompts."""
         self._progress = ("trace", 0, 0, 0.0)
-        return trace.indirect_effects(self._anatomy, asked, seed)
+        return trace.indirect_effects(self._anatomy, asked)
 
-    def recall_covariances(self, layers: Sequence[int], text: str, samples: int) -> tuple[list[int], list[str]]:
-        """Rank 0 takes what earlier runs have kept; returns the layers that are missing, and what was odd."""
+    def recall_covariances(self, layers: Sequence[int], text: str, samples: int) -> tuple[list[int], float, list[str]]:
+        """Rank 0 takes what earlier runs have kept; returns the layers that are missing, the seconds that the others took
+        when they were measured, and what was odd."""
         if not self._first:
-            return [], []
+            return [], 0.0, []
         self._progress = ("covariance", 0, 0, 0.0)
         notes: list[str] = []
         engine = self._engine
@@ -64,7 +66,8 @@ class Editing:
         places = [self._anatomy.places[layer] for layer in layers]
         found = {p.layer: covariance.cached(self._key, p.name, p.inner, notes.append) for p in places}
         self._covariances = {layer: known for layer, known in found.items() if known is not None}
-        return [layer for layer, known in found.items() if known is None], notes
+        seconds = sum(known.seconds for known in self._covariances.values())
+        return [layer for layer, known in found.items() if known is None], seconds, notes
 
     def begin_covariances(self, layers: Sequence[int]) -> None:
         self._sums = Sums(self._anatomy, layers)
@@ -74,21 +77,22 @@ class Editing:
         if texts:
             self._sums.add(texts)
 
-    def end_covariances(self) -> None:
-        """The ranks' sums come together on rank 0, which keeps them for later runs."""
+    def end_covariances(self, seconds: float) -> None:
+        """The ranks' sums come together on rank 0, which keeps them for later runs, with the seconds that they took."""
         assert self._sums is not None, "begin_covariances comes first"
         sums, self._sums = self._sums, None
         tokens = torch.tensor([sums.tokens], device=self._engine.device)
         together = self._engine.place.world > 1
         if together:
             torch.distributed.reduce(tokens, 0)
+        each = seconds / len(sums.by_layer)
         for layer in sorted(sums.by_layer):
             total = sums.by_layer.pop(layer)
             if together:
                 torch.distributed.reduce(total, 0)
             if self._first:
                 assert self._covariances is not None, "recall_covariances comes first"
-                self._covariances[layer] = Covariance((total / tokens).cpu(), int(tokens))
+                self._covariances[layer] = Covariance((total / tokens).cpu(), int(tokens), each)
                 covariance.keep(self._key, self._anatomy.places[layer].name, self._covariances[layer])
 
     def seek_values(self, requests: Sequence[Request], place: Place, settings: Settings, clamp: float) -> Values | None:
@@ -137,7 +141,7 @@ class Editing:
     def _solid(self, layer: int) -> Tensor:
         assert self._covariances is not None, "recall_covariances comes first"
         known = self._covariances[layer]
-        return Covariance(known.mean.to(self._engine.device), known.tokens).solid()
+        return replace(known, mean=known.mean.to(self._engine.device)).solid()
 
     @torch.no_grad()
     def edit(self, layer: int, left: Tensor, right: Tensor) -> None:

@@ -22,7 +22,7 @@ def blind(ranks: Group, folder: Storage) -> list[int]:
     return [i for i, both in enumerate(zip(saw, back, strict=True)) if not all(both)]
 
 
-def write_parts(ranks: Group, folder: Storage, below: str, *, sparse: bool, goes_on: bool) -> list[Written]:
-    """Every rank writes its own part of θ."""
-    names = [f"{below}/rank-{i:05d}.safetensors" for i in range(ranks.size)]
-    return ranks.each(Rank.write_part, [(folder.uri, name, sparse, goes_on) for name in names])
+def write_parts(holders: Group, run: Storage, folder: str, *, sparse: bool, goes_on: bool) -> list[Written]:
+    """Every rank that holds the new θ writes its own part of it (see `methods/job.py`, `Holds`)."""
+    names = [f"{folder}/rank-{i:05d}.safetensors" for i in range(holders.size)]
+    return holders.each(Rank.write_part, [(run.uri, name, sparse, goes_on) for name in names])

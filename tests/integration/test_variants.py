@@ -45,12 +45,18 @@ def test_what_an_adapter_adapts_keeps_its_last_bits_from_round_to_round(
     assert coarse < 0.1 * kept, "what was added is not rounded either"
 
 
-@pytest.mark.parametrize("mask", ["new", "same", "by-new", "same-by-new"])
+@pytest.mark.parametrize(
+    ("mask", "scale"), [("new", 1), ("same", 1), ("by-new", 1), ("same-by-new", 1), ("new", 2), ("same", 2)]
+)
 def test_controls_and_rankings_choose_as_they_say(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, mask: str
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, mask: str, scale: int
 ) -> None:
     start, old, new = deltas(tiny_model, tiny_facts, tmp_path)
-    found = flat(one_round(tiny_model, tiny_facts, tmp_path, mask))
+    found = flat(
+        one_round(
+            tiny_model, tiny_facts, tmp_path, mask, method={"name": "dft", "top": 0.1, "scale": scale, "rounds": 1}
+        )
+    )
     agree = ((new > 0) & (old > 0)) | ((new < 0) & (old < 0))
     conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
     score = {
@@ -61,7 +67,7 @@ def test_controls_and_rankings_choose_as_they_say(
     }[mask]
     place = torch.sort(score, descending=True, stable=True).indices[: start.numel() // 10]
     expected = start.clone()
-    expected[place] += new[place]
+    expected[place] += scale * new[place]
     assert torch.equal(found, expected)
 
 
@@ -76,6 +82,26 @@ def test_a_random_core_has_as_many_elements_and_other_ones_every_round(
     assert 0.8 * k < int(first.sum()) <= k, "all but those whose Δ is nothing"
     both = int((first & second).sum())
     assert 0.05 * k < both < 0.2 * k, "a tenth of a tenth"
+
+
+def test_a_random_core_takes_as_much_of_every_tensor_and_adds_the_new_delta_there(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    start, _, new = deltas(tiny_model, tiny_facts, tmp_path)
+    twice = {"name": "dft", "top": 0.1, "scale": 2, "rounds": 1}
+    weights = one_round(tiny_model, tiny_facts, tmp_path, "random", method=twice)
+    found = flat(weights)
+    chosen = found != start
+    assert torch.equal(found[chosen], (start + 2 * new)[chosen])
+    begin = 0
+    for name, weight in weights.items():
+        here = slice(begin, begin + weight.numel())
+        moves = new[here] != 0
+        begin += weight.numel()
+        if int(moves.sum()) > 1000:
+            share = float((chosen[here] & moves).sum() / moves.sum())
+            assert 0.06 < share < 0.14, f"{name}: {share}"
+    assert begin == len(start)
 
 
 @pytest.mark.parametrize("variant", ["difference", "rest"])

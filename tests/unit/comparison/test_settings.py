@@ -123,6 +123,23 @@ def test_a_control_has_as_many_rounds_as_the_method_whose_setting_it_takes():
 
 
 @pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"method": {"scale": 2}}, "method.scale is 2.0, but 1.0 for dft"),
+        ({"method": {"top": 0.2}}, "method.top is"),
+        ({"train": {"epochs": 9}}, "train.epochs is 9, but "),
+    ],
+)
+def test_a_control_differs_in_its_mask_alone(more, said):
+    random = {"method": {"top": 0.1}, "dft": {"mask": "random"}}
+    for section, keys in more.items():
+        random[section] = {**random.get(section, {}), **keys}
+    search = {"over": {"dft": {"train.lr": [1e-4]}}, "like": {"random": "dft"}}
+    told = refused(methods={"dft": {"method": {"top": 0.1}}, "random": random}, search=search)
+    assert f"search.like.random: {said}" in told
+
+
+@pytest.mark.parametrize(
     "address",
     [
         "s3://me:s3cret@bucket/runs",

@@ -1,5 +1,7 @@
 import pytest
 
+from dft_cluster.comparison.loading import checked
+from dft_cluster.comparison.run import read_data
 from dft_cluster.comparison.settings import ReportSettings, SearchSettings
 from dft_cluster.comparison.split import split
 from dft_cluster.errors import InputError
@@ -49,6 +51,24 @@ def test_a_fact_about_a_reported_subject_or_prompt_is_no_development_fact():
     assert sorted(ids(found.development)) == ["apart", "no subject"]
     assert any("3 facts are kept from the search" in note for note in found.notes)
     assert any("2 development facts where 10" in note for note in found.notes)
+
+
+def test_what_another_data_set_reports_is_no_development_fact():
+    found = split(facts(), ReportSettings(facts=5), search(), facts(20)[5:])
+    assert sorted(map(int, ids(found.development))) == list(range(20, 30))
+
+
+def test_data_sets_of_one_file_keep_each_others_reported_facts_from_the_search(tiny_facts):
+    """The first two facts are reported of one, the first five of the other."""
+    data = {
+        label: {"facts": {"path": str(tiny_facts)}, "report": {"facts": count}}
+        for label, count in (("two", 2), ("five", 5))
+    }
+    tree = {"models": {"m": {}}, "data": data, "methods": {"full": {"method": {"name": "full"}}}}
+    settings = checked({**tree, "search": {"facts": 3, "over": {"full": {"train.lr": [1e-4]}}}})
+    splits = read_data(settings)
+    assert len(splits["two"].reported) == 2
+    assert not set(ids(splits["two"].development)) & set(ids(splits["five"].reported))
 
 
 def test_without_development_facts_a_search_is_refused():

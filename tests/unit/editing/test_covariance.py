@@ -24,13 +24,13 @@ def test_a_covariance_is_found_again_only_for_the_same_weights_and_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DFT_CACHE", str(tmp_path))
-    known = Covariance(torch.eye(3) * 2, 7)
+    known = Covariance(torch.eye(3) * 2, 7, 1.5)
     key = Key("model", "text", 5)
     notes: list[str] = []
     assert cached(key, "layer", 3, notes.append) is None
     keep(key, "layer", known)
     again = cached(key, "layer", 3, notes.append)
-    assert again is not None and torch.equal(again.mean, known.mean) and again.tokens == 7
+    assert again is not None and torch.equal(again.mean, known.mean) and (again.tokens, again.seconds) == (7, 1.5)
     for other in (Key("other", "text", 5), Key("model", "other", 5), Key("model", "text", 6)):
         assert cached(other, "layer", 3, notes.append) is None
     assert cached(key, "other layer", 3, notes.append) is None and not notes
@@ -70,12 +70,12 @@ def test_the_fingerprint_sees_a_single_weight() -> None:
 
 def test_too_little_text_is_solvable_and_much_text_is_left_alone() -> None:
     keys = torch.randn(4, 32)
-    little = Covariance(keys.T @ keys / 4, 4).solid()
+    little = Covariance(keys.T @ keys / 4, 4, 0.0).solid()
     assert float(torch.linalg.eigvalsh(little)[0]) > 0
     assert float(little.trace()) == pytest.approx(float((keys.T @ keys / 4).trace()))
     full = torch.diag(torch.arange(1.0, 33.0))
-    assert torch.allclose(Covariance(full, 10**8).solid(), full.double(), rtol=1e-4)
-    assert torch.allclose(Covariance(torch.eye(32), 3).solid(), torch.eye(32, dtype=torch.float64))
+    assert torch.allclose(Covariance(full, 10**8, 0.0).solid(), full.double(), rtol=1e-4)
+    assert torch.allclose(Covariance(torch.eye(32), 3, 0.0).solid(), torch.eye(32, dtype=torch.float64))
 
 
 def test_a_short_text_says_more_when_it_is_shrunk() -> None:
@@ -86,7 +86,7 @@ def test_a_short_text_says_more_when_it_is_shrunk() -> None:
     for tokens in (8, 64, 4096):
         keys = torch.randn(tokens, 32, dtype=torch.float64) @ true.sqrt()
         counted = keys.T @ keys / tokens
-        shrunk = Covariance(counted, tokens).solid()
+        shrunk = Covariance(counted, tokens, 0.0).solid()
         gains.append(float((counted - true).norm() / (shrunk - true).norm()))
     assert gains[0] > gains[1] > gains[2] > 0.99
 

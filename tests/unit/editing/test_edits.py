@@ -70,7 +70,7 @@ def seat(folder: Path) -> Seat:
 
 def second_moment(width: int) -> Covariance:
     keys = torch.randn(5 * width, width)
-    return Covariance(keys.T @ keys / len(keys), len(keys))
+    return Covariance(keys.T @ keys / len(keys), len(keys), 0.0)
 
 
 def weight_of(anatomy: Anatomy, layer: int) -> torch.Tensor:
@@ -155,7 +155,7 @@ def job(folder: Path, facts: Path, name: str, said: list[str], count: int = 5, *
     config = validate(tree)
     return Job(
         config, parameters(folder), read(str(facts)).facts[:count], Layout(tiny.tokenizer()), folder,
-        Source(config.model), say=said.append,
+        Source(config.model), say=said.append, note=said.append,
     )  # fmt: skip
 
 
@@ -194,7 +194,8 @@ def test_a_round_makes_the_new_answers_likelier(
     assert any("causal tracing" in line for line in said) == (chosen == "trace")
 
     again: list[str] = []
-    fresh, *_ = one_round(again)
+    fresh, _, second, _ = one_round(again)
+    assert outcome.seconds["covariance_kept"] == 0 < second.seconds["covariance_kept"] <= outcome.seconds["covariance"]
     assert any("kept from an earlier run" in line for line in again)
     assert all(torch.equal(a[2:], b[2:]) for a, b in zip(rank._engine.masters, fresh._engine.masters, strict=True))
 
@@ -284,7 +285,7 @@ def test_a_model_without_an_mlp_is_told_what_was_looked_for() -> None:
     blocks = torch.nn.Module()
     blocks.layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(4, 4))])
     blocks.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=4))
-    with pytest.raises(InputError, match=r"layers\.0 has none; looked for.*hidden size 4.*0\.?0? 4→4|has none"):
+    with pytest.raises(InputError, match=r"layers\.0 has none; looked for.*hidden size 4 to.*The block has 0 4→4"):
         down_projections(blocks)
 
 

@@ -1,6 +1,7 @@
 """Values, keys, prefixes and what covariances add up, on tiny random models of every architecture."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from dft_cluster.editing.anatomy import Anatomy, catching
 from dft_cluster.editing.covariance import Passage, Sums
 from dft_cluster.editing.requests import Request, request
 from dft_cluster.editing.subjects import span
-from dft_cluster.editing.trace import DRAWS, NOISE, Asked, indirect_effects
+from dft_cluster.editing.trace import DRAWS, NOISE, Asked, indirect_effects, window
 from dft_cluster.editing.values import Place, seek
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact
@@ -70,10 +71,12 @@ def test_together_is_one_at_a_time(anatomy: Anatomy, layout: Layout, place: Plac
         assert together.losses[number] == pytest.approx(alone.losses[0], rel=1e-4, abs=1e-4)
 
 
-def test_the_loss_is_the_one_that_is_defined(anatomy: Anatomy, layout: Layout) -> None:
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_loss_is_the_one_that_is_defined(anatomy: Anatomy, layout: Layout, inside: bool) -> None:
     """Put into the plain model by a hook, the value gives the loss that was told."""
     asked = request(layout, facts(1)[0], PREFIXES[:1])
-    found = seek(anatomy, [asked], Place(0, inside=False), SETTINGS, 4.0)
+    found = seek(anatomy, [asked], Place(0, inside=inside), SETTINGS, 4.0)
+    moved = anatomy.downs[0] if inside else anatomy.blocks[0]
     delta = (found.wanted - found.given)[0]
 
     def logits(ids: tuple[int, ...], at: int | None) -> torch.Tensor:
@@ -83,7 +86,7 @@ def test_the_loss_is_the_one_that_is_defined(anatomy: Anatomy, layout: Layout) -
                 states[:, at] += delta
             return (states, *output[1:]) if isinstance(output, tuple) else states
 
-        handle = anatomy.blocks[0].register_forward_hook(add)
+        handle = moved.register_forward_hook(add)
         try:
             with torch.no_grad():
                 return anatomy.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -129,6 +132,23 @@ def test_a_fact_is_done_at_its_first_loss_that_is_enough(
     monkeypatch.setattr(values, "ENOUGH", enough)
     stopped = sought(25)
     assert stopped.losses == fourth.losses and torch.equal(stopped.wanted, fourth.wanted)
+
+
+def test_each_value_takes_the_steps_of_adam() -> None:
+    """torch's own for each fact, also for those that go on when others are done."""
+    torch.manual_seed(0)
+    own = values._Adam(torch.Size((3, 5)), torch.device("cpu"), 0.5)
+    found, rows = torch.zeros(3, 5), torch.arange(3)
+    theirs = [torch.zeros(5, requires_grad=True) for _ in range(3)]
+    steps = [torch.optim.Adam([one], lr=0.5) for one in theirs]
+    for number in range(6):
+        rows = rows[rows != 1] if number == 3 else rows
+        slope = torch.randn(len(rows), 5)
+        found[rows] -= own.step(slope, rows)
+        for row, gradient in zip(rows.tolist(), slope, strict=True):
+            theirs[row].grad = gradient
+            steps[row].step()
+    torch.testing.assert_close(found, torch.stack(theirs).detach())
 
 
 def test_a_value_goes_no_further_than_the_clamp(anatomy: Anatomy, layout: Layout) -> None:
@@ -208,10 +228,25 @@ def test_prefixes_are_the_seeds_and_are_likely(anatomy: Anatomy, layout: Layout)
 
 
 def test_tracing_is_its_definition(anatomy: Anatomy, layout: Layout) -> None:
-    """Against whole forward passes, prompt by prompt and noise by noise, with nothing kept from one to the next."""
-    asked = [Asked(layout.prompt(fact.prompt), *span(layout, fact.prompt, fact.subject)) for fact in facts(2)]
-    effects = indirect_effects(anatomy, asked, seed=5)
-    assert effects == indirect_effects(anatomy, asked, seed=5)
+    traced(anatomy, layout, [range(layer, layer + 1) for layer in range(2)])
+
+
+def test_tracing_sets_back_a_window_of_a_deep_model(layout: Layout, tmp_path: Path) -> None:
+    folder = tiny.architecture("llama", tmp_path / "deep", layers=8)
+    deep = Anatomy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    assert window(8) == 2
+    traced(deep, layout, [range(first, first + 2) for first in (0, 0, 1, 2, 3, 4, 5, 6)])
+
+
+def traced(anatomy: Anatomy, layout: Layout, together: list[range]) -> None:
+    """Against whole forward passes, prompt by prompt and noise by noise, with nothing kept from one to the next.
+    `together` holds the layers that are set back for each."""
+    asked = [
+        Asked(layout.prompt(fact.prompt), *span(layout, fact.prompt, fact.subject), 5 + number)
+        for number, fact in enumerate(facts(2))
+    ]
+    effects = indirect_effects(anatomy, asked)
+    assert effects == indirect_effects(anatomy, asked)
     expected = [0.0] * len(anatomy.blocks)
     for number, one in enumerate(asked):
         clean: dict[int, torch.Tensor] = {}
@@ -219,7 +254,7 @@ def test_tracing_is_its_definition(anatomy: Anatomy, layout: Layout) -> None:
 
         def chance(
             noise: torch.Tensor | None,
-            restored: int | None,
+            restored: range,
             one: Asked = one,
             at: slice = at,
             clean: dict[int, torch.Tensor] = clean,
@@ -233,7 +268,7 @@ def test_tracing_is_its_definition(anatomy: Anatomy, layout: Layout) -> None:
                 def hook(_module: Any, _given: Any, out: torch.Tensor) -> torch.Tensor:
                     if noise is None:
                         clean[layer] = out[:, one.last].clone()
-                    elif restored == layer:
+                    elif layer in restored:
                         out = out.clone()
                         out[:, one.last] = clean[layer]
                     return out
@@ -248,14 +283,14 @@ def test_tracing_is_its_definition(anatomy: Anatomy, layout: Layout) -> None:
                 hook.remove()
             return said
 
-        answer = int(chance(None, None).argmax())
+        answer = int(chance(None, range(0)).argmax())
         weight: Any = anatomy.embedding.weight
         generator = torch.Generator().manual_seed(5 + number)
         noises = (
             torch.randn(DRAWS, one.last + 1 - one.first, weight.shape[1], generator=generator) * NOISE * weight.std()
         )
         for layer in range(len(expected)):
-            gained = [chance(noise, layer)[answer] - chance(noise, None)[answer] for noise in noises]
+            gained = [chance(noise, together[layer])[answer] - chance(noise, range(0))[answer] for noise in noises]
             expected[layer] += float(sum(gained)) / DRAWS
     assert effects == pytest.approx(expected, abs=1e-5)
     assert max(map(abs, expected)) > 1e-4, "there is something to bring back"

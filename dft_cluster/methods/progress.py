@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,31 +15,34 @@ from dft_cluster.runs.track import Tracker
 T = TypeVar("T")
 
 
-class Course:
+class Progress:
     """A run's record and what is open beside it: a folder for what is passing, W&B, the seconds that count."""
 
     def __init__(self, prepared: Prepared, record: Record, console: Console) -> None:
         self.prepared, self.config, self.record, self.console = prepared, prepared.config, record, console
         self.storage = record.storage
         self.result: dict[str, Any] | None = None
+        self.tracker: Tracker | None = None
         self.began = time.perf_counter()
         self.earlier = self._until_now()
-        self.spent_well = 0.0
-        """Seconds of fine-tuning and evaluation."""
+        self.useful_seconds = 0.0
+        """Of fine-tuning and evaluation."""
 
-    def __enter__(self) -> "Course":
+    def __enter__(self) -> "Progress":
         self._scratch = tempfile.TemporaryDirectory(prefix="dft-")
         self.scratch = Path(self._scratch.name)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if "tracker" in self.__dict__:
+        if self.tracker is not None:
             self.tracker.close()
         self._scratch.cleanup()
 
-    @cached_property
-    def tracker(self) -> Tracker:
-        return Tracker(self.config, self.storage, self.record.identity)
+    def track(self) -> Tracker:
+        """W&B, which is begun before the first figure is there: a wrong key should cost nothing."""
+        if self.tracker is None:
+            self.tracker = Tracker(self.config, self.storage, self.record.identity)
+        return self.tracker
 
     @property
     def warm(self) -> bool:
@@ -70,6 +72,10 @@ class Course:
         """What a round needs of its ranks (the end needs no more than the last one)."""
         return self.prepared.seat(min(number, self.config.method.rounds))
 
+    def needs_others(self, seat: Prepared, number: int) -> bool:
+        """Whether a round needs ranks that are built otherwise than for this seat."""
+        return self.seat(number).needs() != seat.needs()
+
     def look_again(self) -> None:
         """The folder is this driver's alone from now on; until a moment ago another one may have been at work in it."""
         self.record.look_again()
@@ -84,14 +90,14 @@ class Course:
         """Seconds since this driver began."""
         return time.perf_counter() - self.began
 
-    def useful(self, work: Callable[[], T]) -> T:
-        """Counts the seconds of fine-tuning and evaluation apart from all others."""
+    def counted(self, work: Callable[[], T]) -> T:
+        """Does what is useful, fine-tuning and evaluation, and counts its seconds."""
         began = time.perf_counter()
         result = work()
-        self.spent_well += time.perf_counter() - began
+        self.useful_seconds += time.perf_counter() - began
         return result
 
-    def remark(self, text: str) -> None:
+    def say_and_note(self, text: str) -> None:
         """What both the console and the report should say."""
         self.console.say(text)
         self.record.note(text)

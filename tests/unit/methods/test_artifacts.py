@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dft_cluster.config_file import validate
-from dft_cluster.methods.finish import Overlay, export, make_patch, patch_metadata, write_base
+from dft_cluster.methods.artifacts import Overlay, export, make_patch, patch_metadata, write_base
 from dft_cluster.models.structure import parameters
 from dft_cluster.patch.apply import apply, revert
 from dft_cluster.patch.fingerprint import fingerprint

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the base it started from, the patch, the model, the report."""
+"""The models that a run leaves, made from its checkpoints: the base it started from, the patch, the updated model."""
 
 import hashlib
 import json

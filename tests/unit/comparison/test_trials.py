@@ -1,0 +1,41 @@
+"""What a trial costs its method."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dft_cluster.comparison import trials
+from dft_cluster.comparison.loading import checked
+from dft_cluster.facts.fact import Fact
+
+
+@pytest.mark.parametrize(("told", "seconds"), [(5.0, 7.0), (30.0, 30.0)])
+def test_a_trial_costs_its_seconds_times_its_ranks_and_no_warm_up(
+    monkeypatch: pytest.MonkeyPatch, told: float, seconds: float
+) -> None:
+    """`told` is what the run itself says: more than this process saw, where an earlier one was killed."""
+    now = [0.0]
+    monkeypatch.setattr(trials.time, "perf_counter", lambda: now[0])
+
+    def takes(amount: float, result: Any = None) -> Any:
+        def work(*_: Any) -> Any:
+            now[0] += amount
+            return result
+
+        return work
+
+    scores = {metric: {"token": 50.0} for metric in ("reliability", "generality", "locality")}
+    memory = {f"{side}-{i}": 1 for side in ("old", "new") for i in (0, 1)}
+    record = SimpleNamespace(
+        result={"seconds": told}, rounds=[{"round": 0, "memory": memory}, {"round": 1, "memory": memory, **scores}]
+    )
+    runs: Any = SimpleNamespace(warm=takes(100.0), config=takes(0.0), run=takes(7.0, record))
+    tree = {"models": {"m": {}}, "data": {"d": {}}, "methods": {"dft": {}}, "keep": "all"}
+    settings = checked({**tree, "search": {"over": {"dft": {"train.lr": [1e-4]}}}})
+    assert settings.search is not None
+    facts = [Fact("a", "Where?", "here", "there")]
+    bench = trials._Bench(trials.Searches(settings, settings.search, {"d": facts}, runs), "m", "d", "dft")
+    measured, cost = bench(0, {"train.lr": 1e-4}, facts)
+    assert measured == {1: dict.fromkeys(scores, 50.0)}
+    assert cost == 4 * seconds
