@@ -326,9 +326,11 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
     for method in FAMILY_METHODS:
         rounds = {"rounds": 2 if method == "f_learning" else 1}
         quick = {"protocols": ["teacher_forced"]}
-        found = one_round(model, tiny_facts, tmp_path, method, method=rounds, evaluate=quick)
+        run = {"name": f"run-{method}"}
+        record = runs.alone(settings(model, tiny_facts, tmp_path, method, method=rounds, evaluate=quick, run=run))
+        found = theta(record, model, rounds["rounds"])
         reached = {name for name in start if (found[name] != start[name]).any()}
-        patch = max(tmp_path.glob(f"{method}-*/patch.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+        patch = tmp_path / f"run-{method}" / "patch.safetensors"
         apply(patch, model, tmp_path / f"{method}-out")
         for name, weight in start_of(tmp_path / f"{method}-out").items():
             assert torch.equal(weight, found[name]), f"{method}: {name}"
