@@ -90,6 +90,9 @@ class DftSettings(_Section):
     """What is added at the core: λ·Δnew, or λ·(Δnew − Δold)."""
     rest: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.0
     """Adds rest·Δnew at every element outside of the core, too: what does not conflict counts less, but is not lost."""
+    outside: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] | None = None
+    """Adds outside·Δnew in the place of rest·Δnew where nothing is ranked: where the deltas agree (with mask=same: conflict).
+    What both sides learn alike counts least then. none: as `rest`."""
     scales: tuple[Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)], ...] = ()
     """A line search on λ in the place of `method.scale`: the smallest of these with which the most training prompts get their
     new answer."""
@@ -99,6 +102,11 @@ class DftSettings(_Section):
     """Learn the old answers only in every n-th round, and use their delta again in between (4 more bytes an element)."""
     renew: bool = False
     """Old knowledge is in each round what the model itself says then; what it has learnt is no conflict any more."""
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether a round may change every element, and not the core alone."""
+        return self.rest > 0 or (self.outside or 0) > 0
 
 
 class LoraSettings(_Section):
@@ -347,8 +355,8 @@ def impossible(config: Config) -> Iterable[str]:
         yield f"train.adapter: method.name=lora is plain fine-tuning of an adapter (it is {train.adapter}); leave it out"
     if config.method.layers != "auto" and config.method.name not in (*ONE_ROUND, "ft_c"):
         yield f"method.layers: goes with rome, memit and ft_c (the method is {config.method.name}); leave it out"
-    if config.dft.scales and config.dft.rest:
-        yield "dft.rest: a line search (dft.scales) moves all that was added; leave one of them out"
+    if config.dft.scales and config.dft.everywhere:
+        yield "dft.rest, dft.outside: a line search (dft.scales) moves all that was added; leave one of them out"
     if config.method.name in ONE_ROUND and config.method.rounds > 1:
         yield f"method.rounds: {config.method.name} is done in one round (it is {config.method.rounds}); leave it out"
     if train.offload == "all" and train.zero_stage != 3:

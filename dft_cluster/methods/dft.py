@@ -119,7 +119,7 @@ class Dft(OfTheWhole):
             seconds={side: one.seconds for side, one in tuned.items()} | clock.seconds,
             core=core,
             side_by_side=team.paired,
-            holds=THETA if job.config.dft.rest else CORE,
+            holds=THETA if job.config.dft.everywhere else CORE,
         )
 
     def _fine_tune(
@@ -225,9 +225,10 @@ def _apply(
     team: Team, job: Job, cuts: dict[int, Cut], quotas: dict[tuple[int, int], int], by_tensor: bool
 ) -> dict[int, int]:
     variant = job.config.dft
-    adding = Addition(job.config.method.scale, variant.rest, variant.add == "difference")
+    outside = variant.rest if variant.outside is None else variant.outside
+    adding = Addition(job.config.method.scale, variant.rest, outside, variant.add == "difference")
     applying = team.new.start(Rank.apply, cuts, quotas, by_tensor, adding)
-    receiving = team.old.start(Rank.receive_core, variant.rest > 0) if team.paired else None
+    receiving = team.old.start(Rank.receive_core, variant.everywhere) if team.paired else None
     kept = _added(applying.wait())
     if receiving is not None:
         receiving.wait()

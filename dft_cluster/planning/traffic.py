@@ -68,7 +68,7 @@ def traffic(asked: Asked) -> Traffic:
 def _core(asked: Asked) -> int:
     """A bitmap and fp32 values; or all of θ, where something is added to every element."""
     theta = sum(p.numel for p in asked.model.theta)
-    return round(4 * theta if asked.config.dft.rest else theta / 8 + 4 * float(asked.config.method.top) * theta)
+    return round(4 * theta if asked.config.dft.everywhere else theta / 8 + 4 * float(asked.config.method.top) * theta)
 
 
 def disk(asked: Asked) -> Disk:
@@ -84,7 +84,7 @@ def disk(asked: Asked) -> Disk:
         checkpoint = 4.0 * theta
     else:
         checkpoint = 4 * theta + 8 * t + (4 * t if config.train.adapter != "none" else 0)
-    changed = min(1.0, top * config.method.rounds) if name == "dft" and not config.dft.rest else 1.0
+    changed = min(1.0, top * config.method.rounds) if name == "dft" and not config.dft.everywhere else 1.0
     # Places cost a bitmap, or a byte each where few changed; none where all did.
     places = 0.0 if changed == 1 else min(1 / 8, changed)
     files = model.saved_bytes * model.elements

@@ -35,11 +35,17 @@ class Survey:
 
 @dataclass(frozen=True)
 class Addition:
-    """What a round adds to θ: scale·Δnew at the core (or scale·(Δnew − Δold)), and rest·Δnew at all other elements."""
+    """What a round adds to θ: scale·Δnew at the core (or scale·(Δnew − Δold)), rest·Δnew at the other elements that have a
+    score, and outside·Δnew at those that have none."""
 
     scale: float
     rest: float = 0.0
+    outside: float = 0.0
     difference: bool = False
+
+    @property
+    def everywhere(self) -> bool:
+        return self.rest > 0 or self.outside > 0
 
 
 class Core:
@@ -150,11 +156,12 @@ class Core:
 
         Of a conflict the difference Δnew − Δold is the score with the sign of Δnew.
         """
-        kept = self._mark(cuts, quotas, by_tensor)
-        sending = exchange.SparseSender(pair) if pair is not None and not adding.rest else None
+        kept = self._mark(cuts, quotas, by_tensor, adding.rest != adding.outside)
+        sending = exchange.SparseSender(pair) if pair is not None and not adding.everywhere else None
         marks = self.marks()
         for number, start, stop in chunks(self.masters):
-            mask = marks[number][start:stop].cpu().numpy() != 0
+            mark = marks[number][start:stop]
+            mask = mark.cpu().numpy() > 0
             places = np.flatnonzero(mask)
             now, before = self.masters[number][start:stop], self.start[number][start:stop]
             delta = self._delta(number, start, stop)
@@ -162,8 +169,10 @@ class Core:
             if adding.difference:
                 core = gather(self.other[number][start:stop], places).copysign_(core)
             moved = core.mul_(adding.scale).add_(gather(before, places))
-            if adding.rest:
-                now.copy_(delta.mul_(adding.rest).add_(before))
+            if adding.everywhere:
+                scored = mark.to(delta.device) < 0
+                delta.mul_(torch.where(scored, adding.rest, adding.outside))
+                now.copy_(delta.add_(before))
             elif now.data_ptr() != before.data_ptr():
                 now.copy_(before)
             scatter(now, places, moved)
@@ -184,20 +193,24 @@ class Core:
             )
             now.sub_(before).mul_(ratio).add_(before)
 
-    def _mark(self, cuts: Mapping[int, Cut], quotas: Mapping[tuple[int, int], int], by_tensor: bool) -> dict[int, int]:
-        """Turns the scores in `other` into the mark of the core: 0 for every element that is not of it."""
+    def _mark(
+        self, cuts: Mapping[int, Cut], quotas: Mapping[tuple[int, int], int], by_tensor: bool, scored: bool
+    ) -> dict[int, int]:
+        """Turns the scores in `other` into the mark of the core: positive there, and 0 elsewhere; with `scored` negative
+        where an element had a score, too."""
         kept: dict[int, int] = {}
         for piece in self.pieces():
             cut = cuts.get(piece.parameter if by_tensor else 0)
             quota = quotas.get((piece.parameter, piece.start), 0)
             for keys in piece.keys.split(selection.BLOCK):
                 mask, quota = selection.chosen(keys.cpu().numpy(), cut, quota)
-                keys.mul_(torch.from_numpy(mask).to(keys.device))
+                core = torch.from_numpy(mask).to(keys.device)
+                keys.copy_(torch.where(core, keys, -keys.sign() if scored else 0))
                 kept[piece.parameter] = kept.get(piece.parameter, 0) + int(np.count_nonzero(mask))
         return kept
 
     def marks(self) -> list[Tensor]:
-        """After `apply`: not 0 where an element belongs to the core."""
+        """After `apply`: positive where an element belongs to the core."""
         return [buffer.view(torch.int32) for buffer in self.other]
 
     def receive_core(self, pair: Pair, every: bool) -> None:

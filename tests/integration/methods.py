@@ -49,6 +49,11 @@ METHODS: dict[str, Tree] = {
         "train": {"rephrases": 1, "contexts": 2, "keep": 4, "keep_tokens": 5},
     },
     "rest": {"method": {"name": "dft", "top": 0.1}, "dft": {"rest": 0.3, "reuse": 2}},
+    "outside": {"method": {"name": "dft", "top": 0.1, "scale": 2}, "dft": {"rest": 0.3, "outside": 0.1}},
+    "outside-same": {
+        "method": {"name": "dft", "top": 0.1},
+        "dft": {"mask": "same", "by": "new", "rest": 0.3, "outside": 0},
+    },
     "rest-lora": {"method": {"name": "dft", "top": 0.1}, "train": {"adapter": "lora"}, "dft": {"rest": 0.3}},
     "difference": {"method": {"name": "dft", "top": 0.1}, "dft": {"add": "difference"}},
 }

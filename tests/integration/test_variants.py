@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.integration import runs
-from tests.integration.methods import deltas, flat, one_round, settings, start_of, swapped, theta
+from tests.integration.methods import METHODS, deltas, flat, one_round, settings, start_of, swapped, theta
 
 
 def test_the_delicate_step_under_an_adapter_is_the_formula(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
@@ -118,6 +118,29 @@ def test_what_is_added_at_the_core_and_elsewhere(
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("variant", ["outside", "outside-same"])
+def test_what_is_not_ranked_has_a_share_of_its_own(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, variant: str
+) -> None:
+    start, old, new = deltas(tiny_model, tiny_facts, tmp_path)
+    found = flat(
+        one_round(tiny_model, tiny_facts, tmp_path, variant, method={**METHODS[variant]["method"], "rounds": 1})
+    )
+    agree = ((new > 0) & (old > 0)) | ((new < 0) & (old < 0))
+    conflict = ((new > 0) & (old < 0)) | ((new < 0) & (old > 0))
+    ranked, score, scale, outside = {
+        "outside": (conflict, (new - old).abs(), 2, 0.1),
+        "outside-same": (agree, new.abs(), 1, 0.0),
+    }[variant]
+    score = torch.where(ranked, score, 0.0)
+    place = torch.sort(score, descending=True, stable=True).indices[: start.numel() // 10]
+    share = torch.where(ranked, 0.3, outside)
+    expected = new * share + start
+    expected[place] = (scale * new + start)[place]
+    assert torch.equal(found, expected)
+    assert int((ranked & (expected != start)).sum()) > len(place) < int((~ranked & (new != 0)).sum())
+
+
 @pytest.mark.usefixtures("cluster")
 def test_two_groups_under_an_adapter_give_the_bits_of_one(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     one = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "dft-lora", run={"name": "one"}))
@@ -138,7 +161,7 @@ def test_an_old_delta_used_again_is_that_of_the_round_before(
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("variant", ["reuse", "scales", "drawn", "renew", "rest", "rest-lora", "by-new"])
+@pytest.mark.parametrize("variant", ["reuse", "scales", "drawn", "renew", "rest", "rest-lora", "outside", "by-new"])
 def test_variants_on_two_groups_give_the_bits_of_one(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, variant: str
 ) -> None:
