@@ -7,8 +7,8 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,7 @@ def _interface(address: str) -> str | None:
 def leave() -> None:
     """Leaves the world for good, so that this process could join another."""
     import deepspeed.comm.comm
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # or transformers would build the next model in shards, whoever asks for it
     if torch.distributed.is_initialized():
         deepspeed.comm.destroy_process_group()
         deepspeed.comm.comm.cdb = None  # DeepSpeed would take the next world for the one just left
@@ -166,6 +164,19 @@ class Trained:
     fragments: list[shards.Fragment]
 
 
+@contextmanager
+def _in_shards(settings: dict[str, Any]) -> Iterator[None]:
+    """transformers and peft build models in shards for as long as such a config lives: this one, and none that comes later."""
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    kept = HfDeepSpeedConfig(settings)
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del kept
+
+
 def _unwatched(_done: int, _total: int, _loss: float) -> None:
     """Nobody looks on."""
 
@@ -188,27 +199,25 @@ class Engine:
         fp32 weights lie."""
         import deepspeed
         from transformers import AutoModelForCausalLM
-        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         self.train, self.place, self.stage = train, place, train.zero_stage
         settings = deepspeed_config(train, place.world, place.device)
-        # Kept alive: while it is, transformers builds the model in shards.
-        self._sharded = HfDeepSpeedConfig(settings) if self.stage == 3 else None
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.bfloat16 if train.precision == "bf16" else torch.float32,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
-        if train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.weights: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
-        index = {id(self.weights[p.name]): p.index for p in parameters}
-        if train.adapter == "lora":
-            model, adapted = wrap(model, parameters, lora)
-        else:
-            for weight in self.weights.values():
-                weight.requires_grad_(id(weight) in index)
+        with _in_shards(settings) if self.stage == 3 else nullcontext():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.bfloat16 if train.precision == "bf16" else torch.float32,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+            )
+            if train.gradient_checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.weights: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
+            index = {id(self.weights[p.name]): p.index for p in parameters}
+            if train.adapter == "lora":
+                model, adapted = wrap(model, parameters, lora)
+            else:
+                for weight in self.weights.values():
+                    weight.requires_grad_(id(weight) in index)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, model_parameters=[w for w in model.parameters() if w.requires_grad], config=settings
         )

@@ -241,20 +241,31 @@ def test_facts_without_a_subject_are_fine_for_all_but_those_that_edit_at_it(
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("method", ["full", "lora", "f_learning", "interpolate", "rome", "memit"])
-def test_two_ranks_go_where_one_goes(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str) -> None:
-    """A group of two ranks under ZeRO-2, each with half of the work and of the weights, against one process."""
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [
+        ("full", 2), ("lora", 2), ("f_learning", 2), ("rome", 2), ("memit", 2),
+        ("interpolate", 3), ("f_learning-full-lora", 3), ("dft-lora", 3), ("random", 3),
+    ],
+)  # fmt: skip
+def test_two_ranks_go_where_one_goes(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, stage: int
+) -> None:
+    """A group of two ranks, each with half of the work and of the weights, against one process."""
     found = []
     for ranks in (1, 2):
         config = settings(
             tiny_model, tiny_facts, tmp_path, method, run={"name": f"ranks-{ranks}"},
-            train={"zero_stage": 2}, cluster={"groups": 1, "ranks_per_group": ranks, "threads": 1},
+            train={**METHODS[method].get("train", {}), "zero_stage": stage},
+            cluster={"groups": 1, "ranks_per_group": ranks, "threads": 1},
         )  # fmt: skip
         record = (runs.alone if ranks == 1 else runs.on_cluster)(config)
         found.append(flat(theta(record, tiny_model, config.method.rounds)))
     one, two = (weights - flat(start_of(tiny_model)) for weights in found)
     assert float(one.norm()) > 0
-    assert float((two - one).norm() / one.norm()) < 0.02, "the same work, added up in another order"
+    # An element at the edge of a core may be in it here and not there.
+    near = 0.1 if method == "dft-lora" else 0.02
+    assert float((two - one).norm() / one.norm()) < near, "the same work, added up in another order"
 
 
 @pytest.mark.usefixtures("cluster")
@@ -344,6 +355,42 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
             assert 1 <= len(reached) <= 2, method
         else:
             assert len(reached) > len(start) / 2, method
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 1), ("bf16", 2)])
+def test_memit_changes_the_masters_by_the_closed_form(
+    tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: int
+) -> None:
+    """A whole run against R Kᵀ (λC + K Kᵀ)⁻¹ solved directly in float64, layer by layer."""
+    solve, edit = Rank.solve_closed_form, Rank.edit
+    wanted: dict[int, torch.Tensor] = {}
+
+    @wraps(solve)
+    def solved(rank: Rank, layer: int, keys: torch.Tensor, weight: float) -> Any:
+        k = keys.double()
+        wanted[layer] = k.T @ torch.linalg.inv(weight * rank._solid(layer).double() + k @ k.T)
+        return solve(rank, layer, keys, weight)
+
+    @wraps(edit)
+    def edited(rank: Rank, layer: int, missing: torch.Tensor, factor: torch.Tensor) -> None:
+        wanted[layer] = missing.double() @ wanted[layer]
+        edit(rank, layer, missing, factor)
+
+    monkeypatch.setattr(Rank, "solve_closed_form", solved)
+    monkeypatch.setattr(Rank, "edit", edited)
+    train = {"precision": precision, "zero_stage": stage}
+    model = tiny.architecture("llama", tmp_path / "model", layers=4)
+    chosen = {"name": "memit", "layers": [0, 1, 2]}  # of the last block nothing reads what it gives at the subject
+    # So little covariance that the keys of so small a model count beside it.
+    editing = {**METHODS["memit"]["editing"], "covariance_weight": 0.5, "clamp": 20.0}
+    record = runs.alone(settings(model, tiny_facts, tmp_path, "memit", method=chosen, train=train, editing=editing))
+    before, after = (theta(record, model, number) for number in (0, 1))
+    assert sorted(wanted) == chosen["layers"]
+    for layer, change in wanted.items():
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        found = after[name].double() - before[name].double()
+        assert float(change.norm()) > 1e-4
+        assert float((found - change).norm() / change.norm()) < 1e-3
 
 
 @pytest.mark.parametrize("method", ["rome", "memit"])
