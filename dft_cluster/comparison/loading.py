@@ -184,9 +184,10 @@ def _like(settings: CompareSettings, label: str, other: str, chosen_too: Iterabl
     if any(map(_wrong, trees)):
         return
     own, chosen = (validate(tree).to_json() for tree in trees)
-    alike = {"method": ("rounds",)}
+    alike: dict[str, tuple[str, ...]] = {"method": ("rounds",)}
     if own["method"]["name"] == chosen["method"]["name"] == "dft":
         alike = {section: tuple(own[section]) for section in ("method", "train", "lora")}
+        alike["dft"] = ("rest", "outside", "scales")
     for section, keys in alike.items():
         for key in keys:
             if own[section][key] != chosen[section][key] and f"{section}.{key}" not in chosen_too:

@@ -53,12 +53,16 @@ def _trials(found: Json) -> str:
 
 
 def _cost(found: Json, model: str, data: str) -> str:
-    """Quality by cost along the trajectories."""
+    """Quality by cost along the trajectories, and the Pareto front of them all."""
+    front = [(one["cost"], one["quality"]) for one in of(found, "pareto", model=model, data=data)]
+    series = [*_series(found, model, data, "cost", "quality"), Series("front", "front", front, marked=False)]
     chart = charts.lines(
-        f"cost-{model}-{data}", f"Quality by device-seconds, {data}", _series(found, model, data, "cost", "quality"),
-        value=decimals, x_name="device-seconds",
+        f"cost-{model}-{data}", f"Quality by device-seconds, {data}", series, value=decimals, x_name="device-seconds",
     )  # fmt: skip
-    note = "harmonic mean of reliability, generality and locality by device-seconds, a mark per measured round"
+    note = (
+        "harmonic mean of reliability, generality and locality by device-seconds, a mark per measured round; the Pareto front, "
+        "dashed, is what no round beats in both"
+    )
     return _figure(f"Cost against quality, {data}", note, chart)
 
 

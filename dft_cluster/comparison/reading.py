@@ -22,11 +22,13 @@ def ranks(line: Json) -> int:
 
 
 def worked(line: Json) -> float:
-    """Wall seconds that a round spent on changing the weights: two groups train side by side."""
+    """Wall seconds that a round spent on changing the weights: two groups train side by side. What it found in a cache counts
+    as if it had been measured anew."""
     spent = {phase: seconds for phase, seconds in line["seconds"].items() if phase not in IDLE}
     sides = [spent.pop(side) for side in ("old", "new") if side in spent]
     paired = any(rank.startswith("old-") for rank in line["memory"])
-    return float((max if paired else sum)(sides or [0.0]) + sum(spent.values()))
+    found = sum(line.get("elsewhere", {}).values())
+    return float((max if paired else sum)(sides or [0.0]) + sum(spent.values()) + found)
 
 
 def trajectory(lines: list[Json], on: str) -> list[Point]:

@@ -124,7 +124,7 @@ def prefixes(team: Team, job: Job, count: int) -> list[str]:
     return contexts.as_text(job.layout, team.everyone.call(Rank.say_prefixes, begin, count, tokens, seed)[0])
 
 
-def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[Request]) -> float:
+def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[Request]) -> dict[str, float]:
     """Rank 0 gets E[k kᵀ] of every layer: measured by all ranks, or kept from an earlier run, whose seconds are returned."""
     settings = job.config.editing
     # Every fact's bare prompt, then each behind the first prefix, and so on.
@@ -144,7 +144,7 @@ def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[
         job.say(note)
     if not missing:
         job.say(f"covariance of {_listed(chosen)}: kept from an earlier run, which took {seconds:.0f} s to measure it")
-        return seconds
+        return {"covariance": seconds}
     began = time.perf_counter()
     team.everyone.call(Rank.begin_covariances, missing)
     ranks = team.everyone.size
@@ -155,7 +155,7 @@ def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[
         team.everyone.each(Rank.add_covariances, [(turn[i::ranks],) for i in range(ranks)])
         eta.done(len(turn))
     team.everyone.call(Rank.end_covariances, time.perf_counter() - began)
-    return seconds
+    return {"covariance": seconds} if seconds else {}
 
 
 def in_turns(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

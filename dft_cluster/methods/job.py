@@ -77,6 +77,8 @@ class Outcome:
     core: dict[str, Any] | None = None
     side_by_side: bool = False
     holds: Holds = THETA
+    elsewhere: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase of what an earlier run did and this one found: a cost of the method, but no time of this run."""
     tokens_per_second: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +92,8 @@ class Outcome:
 
     def line(self) -> dict[str, Any]:
         core = {"core": self.core} if self.core is not None else {}
-        return core | {
+        elsewhere = {"elsewhere": self.elsewhere} if self.elsewhere else {}
+        return core | elsewhere | {
             "loss": self.loss, "tokens": self.tokens, "tokens_per_second": self.tokens_per_second, "seconds": self.seconds,
         }  # fmt: skip
 

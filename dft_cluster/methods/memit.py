@@ -40,7 +40,7 @@ class Memit(Edits):
         before = prefixes(team, job, settings.contexts)
         clock.lap("prefixes")
         requests = [request(job.layout, fact, before) for fact in job.facts]
-        clock.seconds["covariance_kept"] = covariances(team, job, chosen, requests)
+        elsewhere = covariances(team, job, chosen, requests)
         clock.lap("covariance")
         values = values_of(team, job, requests, Place(last, inside=False), settings.clamp or self.clamp)
         refuse_lost_values(number, job, values.losses)
@@ -57,4 +57,4 @@ class Memit(Edits):
             assert solved is not None
             team.everyone.call(Rank.edit, layer, missing, solved)
         clock.lap("edit")
-        return Outcome({"new": values.losses}, {"new": read_tokens(requests)}, clock.seconds)
+        return Outcome({"new": values.losses}, {"new": read_tokens(requests)}, clock.seconds, elsewhere=elsewhere)

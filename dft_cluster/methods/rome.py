@@ -36,7 +36,7 @@ class Rome(Edits):
         before = prefixes(team, job, max(settings.key_contexts, settings.contexts))
         clock.lap("prefixes")
         requests = [request(job.layout, fact, before[: settings.contexts]) for fact in job.facts]
-        clock.seconds["covariance_kept"] = covariances(team, job, [layer], requests)
+        elsewhere = covariances(team, job, [layer], requests)
         clock.lap("covariance")
         rows = [subjects(job.layout, fact, before[: settings.key_contexts]) for fact in job.facts]
         keys = keys_of(team, rows, layer, layer)[0].mean(1)
@@ -56,4 +56,4 @@ class Rome(Edits):
             team.everyone.call(Rank.edit, layer, *solved)
             eta.done(1)
             clock.lap("edit")
-        return Outcome({"new": losses}, {"new": read_tokens(requests)}, clock.seconds)
+        return Outcome({"new": losses}, {"new": read_tokens(requests)}, clock.seconds, elsewhere=elsewhere)

@@ -26,6 +26,7 @@ CSS = """
 .tone-apply, .tone-edit { --tone: var(--sky); }
 .tone-checkpoint, .tone-draw, .tone-prefixes, .tone-search { --tone: var(--olive); }
 .tone-perplexity, .tone-track { --tone: var(--ink); }
+.tone-front { --tone: var(--soft); }
 
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -95,7 +96,7 @@ svg .grid { stroke: var(--rule); fill: none; }
 svg .base { stroke: var(--soft); fill: none; }
 svg .target { stroke: var(--soft); stroke-dasharray: 5 4; fill: none; }
 svg .line { stroke: var(--tone); stroke-width: 2; stroke-linejoin: round; fill: none; }
-svg .line.tone-still-old { stroke-dasharray: 4 4; }
+svg .line.tone-still-old, svg .line.tone-front { stroke-dasharray: 4 4; }
 svg .leader { stroke: var(--rule); fill: none; }
 svg .mark { fill: var(--tone); stroke: var(--paper); stroke-width: 1; }
 svg .reach { fill: transparent; }

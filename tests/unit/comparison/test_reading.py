@@ -13,6 +13,11 @@ def test_two_groups_train_side_by_side_and_one_in_sequence(memory, seconds, numb
     assert (worked(line), ranks(line)) == (seconds, number)
 
 
+def test_what_was_found_in_a_cache_costs_as_if_it_were_measured():
+    line = {"seconds": {"new": 5.0, "evaluate": 9.0}, "elsewhere": {"covariance": 30.0}, "memory": ALONE}
+    assert worked(line) == 35.0
+
+
 def test_a_trajectory_costs_what_was_done_until_then_on_all_ranks():
     measured = {metric: {"token": 50.0} for metric in ("reliability", "generality", "locality")}
     lines = [

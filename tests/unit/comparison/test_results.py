@@ -7,7 +7,7 @@ import re
 
 from dft_cluster.comparison.loading import checked
 from dft_cluster.comparison.page import render
-from dft_cluster.comparison.results import Cell, Row, gather
+from dft_cluster.comparison.results import Cell, Row, gather, of
 from dft_cluster.comparison.split import Split
 from dft_cluster.comparison.statistics import Point
 from dft_cluster.comparison.tables import tables
@@ -134,5 +134,9 @@ def test_the_page_needs_nothing_but_itself_and_runs_nothing():
     assert not re.search(r"https?://", page)
     assert page.count("<svg") == 4
     assert page == render(found())
+    for data in ("one", "two"):
+        [chart] = re.findall(rf'<svg [^>]*data-chart="cost-m-{data}".*?</svg>', page, re.DOTALL)
+        [line] = re.findall(r'class="line tone-front" d="([^"]+)"', chart)
+        assert len(re.findall(r"[ML]", line)) == len(of(found(), "pareto", model="m", data=data))
     for name in ("figures-token", "differences-exact", "costs", "seconds", "levels-two", "pareto-one"):
         assert f'data-table="{name}"' in page

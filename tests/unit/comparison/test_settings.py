@@ -89,7 +89,7 @@ def test_a_combination_is_said_of_the_cell_that_makes_it():
         models={"m": {"dft": {"rest": 0.5}}, "n": {}}, methods={"line": {"dft": {"scales": [1, 2]}}, "dft": {}}
     )
     assert told.splitlines()[1:] == [
-        "  m.d.line: dft.rest: a line search (dft.scales) moves all that was added; leave one of them out"
+        "  m.d.line: dft.rest, dft.outside: a line search (dft.scales) moves all that was added; leave one of them out"
     ]
 
 
