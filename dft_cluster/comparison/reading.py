@@ -12,6 +12,8 @@ METRICS = ("reliability", "generality", "locality")
 KINDS = ("token", "exact")
 IDLE = ("evaluate", "checkpoint", "track")
 """Phases of a round that change no weight."""
+LIKELIER = ("ES", "PS", "NS")
+"""CounterFact's scores by likelihood, whose harmonic mean is S."""
 COSTS = "costs.json"
 
 Json = dict[str, Any]
@@ -65,7 +67,8 @@ def costs(record: Record, scratch: Path) -> Json:
 
 
 def outcomes(record: Record, name: str = "final") -> dict[str, Outcomes]:
-    """By metric, every probe of the final model: fact, share of tokens right, all right. Empty where a run kept none."""
+    """By metric or likelihood score, every probe of the final model: fact, share of tokens right, all right (of a score: won,
+    as both). Empty where a run kept none."""
     file = f"scores/{name}.json"
     return dict(record.storage.read_json(file)) if record.storage.exists(file) else {}
 

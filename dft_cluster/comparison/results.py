@@ -9,7 +9,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from dft_cluster.comparison.reading import KINDS, METRICS, Json
+from dft_cluster.comparison.reading import KINDS, LIKELIER, METRICS, Json
 from dft_cluster.comparison.settings import CompareSettings, sections
 from dft_cluster.comparison.split import Split
 from dft_cluster.comparison.statistics import (
@@ -20,6 +20,7 @@ from dft_cluster.comparison.statistics import (
     at_level,
     difference,
     front,
+    harmonic_difference,
     mean_trajectory,
     spread,
 )
@@ -29,7 +30,7 @@ from dft_cluster.runs.report_data import figure
 FIGURES = [
     *(f"{metric}.{kind}" for kind in KINDS for metric in METRICS),
     *(f"generated.{metric}" for metric in METRICS),
-    *(f"likelihood.{name}" for name in ("ES", "PS", "NS", "S")),
+    *(f"likelihood.{name}" for name in (*LIKELIER, "S")),
     "still_old", "portability.token", "perplexity",
 ]  # fmt: skip
 Key = tuple[str, str, str]
@@ -149,16 +150,25 @@ def _protocols(rows: Sequence[Row]) -> list[str]:
 
 def _differences(rows: Sequence[Row], reference: Sequence[Row], draws: int) -> Json:
     """By figure, the bootstrapped difference to the reference; nothing where runs kept no outcomes fact by fact."""
-    found = {}
-    for (column, kind), metric in product(enumerate(KINDS, 1), METRICS):
-        ours, theirs = (
-            {row.cell.seed: row.outcomes[metric] for row in side if row.finished and row.outcomes.get(metric)}
-            for side in (rows, reference)
-        )
-        one = difference(ours, theirs, column, draws)
-        if one is not None:
-            found[f"{metric}.{kind}"] = asdict(one)
-    return found
+    ours, theirs = ({name: _by_seed(side, name) for name in (*METRICS, *LIKELIER)} for side in (rows, reference))
+    found = {
+        f"{metric}.{kind}": difference(ours[metric], theirs[metric], column, draws)
+        for (column, kind), metric in product(enumerate(KINDS, 1), METRICS)
+    }
+    found |= {f"likelihood.{name}": difference(ours[name], theirs[name], 1, draws) for name in LIKELIER}
+    found["likelihood.S"] = harmonic_difference(_scores(ours), _scores(theirs), 1, draws)
+    return {name: asdict(one) for name, one in found.items() if one is not None}
+
+
+def _by_seed(rows: Sequence[Row], name: str) -> dict[int, Outcomes]:
+    """What the finished runs kept of one metric or score."""
+    return {row.cell.seed: row.outcomes[name] for row in rows if row.finished and row.outcomes.get(name)}
+
+
+def _scores(kept: Mapping[str, Mapping[int, Outcomes]]) -> dict[int, list[Outcomes]]:
+    """By seed, what S is made of: a data set without rephrases has no PS."""
+    kinds = [kept[name] for name in LIKELIER]
+    return {seed: [kind[seed] for kind in kinds if seed in kind] for seed in kept["ES"]}
 
 
 def _level(settings: CompareSettings, key: Key, level: float, groups: Mapping[Key, list[Row]]) -> Json:

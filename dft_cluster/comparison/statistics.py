@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -60,12 +60,44 @@ def difference(
         return None
     gain = np.array([ours[fact][0] - theirs[fact][0] for fact in facts])
     probes = np.array([ours[fact][1] for fact in facts])
-    weights = _weights(len(facts), draws, seed)
-    chunks = (weights[start : start + CHUNK].astype(np.float64) for start in range(0, draws, CHUNK))
-    drawn = [chunk @ gain / (chunk @ probes) for chunk in chunks]
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    mean = gain.sum() / probes.sum()
-    return Difference(100 * float(mean), 100 * float(low), 100 * float(high), len(facts), len(seeds))
+    drawn = np.concatenate([chunk @ gain / (chunk @ probes) for chunk in _chunks(len(facts), draws, seed)])
+    return _percent(gain.sum() / probes.sum(), drawn, len(facts), len(seeds))
+
+
+def harmonic_difference(
+    method: Mapping[int, Sequence[Outcomes]], reference: Mapping[int, Sequence[Outcomes]], column: int, draws: int
+) -> Difference | None:
+    """The same of the harmonic mean of several kinds of probes: that of each run, over the seeds averaged.
+
+    In a draw every kind has the same facts; one that leaves a kind without a probe has no harmonic mean and is left out.
+    """
+    seeds = sorted(method.keys() & reference.keys())
+    runs = [side[s] for side in (method, reference) for s in seeds]
+    if not seeds or not all(run and all(run) for run in runs) or len(set(map(len, runs))) > 1:
+        return None
+    found = [[_by_fact([kind], column) for kind in run] for run in runs]
+    facts = sorted({fact for run in found for kind in run for fact in kind})
+    totals = np.array([[[kind.get(fact, (0.0, 0.0)) for kind in run] for run in found] for fact in facts])
+
+    def gains(weights: np.ndarray) -> np.ndarray:
+        right, probes = np.moveaxis(np.tensordot(weights, totals, 1), -1, 0)  # draws × runs × kinds
+        with np.errstate(divide="ignore", invalid="ignore"):  # a mean of 0 makes the whole 0
+            scores = right.shape[-1] / (probes / right).sum(-1)
+        return scores[:, : len(seeds)].mean(-1) - scores[:, len(seeds) :].mean(-1)
+
+    drawn = np.concatenate([gains(chunk) for chunk in _chunks(len(facts), draws)])
+    [mean], known = gains(np.ones((1, len(facts)))), drawn[np.isfinite(drawn)]
+    return _percent(mean, known, len(facts), len(seeds)) if known.size else None
+
+
+def _percent(mean: float, drawn: np.ndarray, facts: int, seeds: int) -> Difference:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Difference(100 * float(mean), 100 * float(low), 100 * float(high), facts, seeds)
+
+
+def _chunks(facts: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    weights = _weights(facts, draws, seed)
+    return (weights[start : start + CHUNK].astype(np.float64) for start in range(0, draws, CHUNK))
 
 
 @lru_cache(maxsize=2)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dft_cluster.comparison.reading import KINDS, METRICS, Json
+from dft_cluster.comparison.reading import KINDS, LIKELIER, METRICS, Json
 from dft_cluster.comparison.results import COSTS, FIGURES, of
 from dft_cluster.runs.formats import NOTHING, decimals, duration, memory, number, share
 
 LABELS = ("model", "data", "method", "seed", "status", "reason", "round")
-SCORES = ("ES", "PS", "NS", "S")
+SCORES = (*LIKELIER, "S")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ def tables(found: Json, model: str) -> list[Table]:
         *(_figures(found, model, kind) for kind in KINDS),
         _likelihood(found, model),
         *(_differences(found, model, kind) for kind in KINDS),
+        _likelihood_differences(found, model),
         _costs(found, model),
         _seconds(found, model),
         *(_levels(found, model, data) for data in found["data"]),
@@ -80,12 +81,28 @@ def _differences(found: Json, model: str, kind: str) -> Table:
         return [interval(one["differences"].get(f"{metric}.{kind}")) for metric in METRICS]
 
     columns = [(data, name) for data in found["data"] for name in METRICS]
+    title = f"Difference to {found['reference']}, {kind} match"
+    return Table(f"differences-{kind}", title, _bootstrapped(found), columns, _by_method(found, model, cells))
+
+
+def _likelihood_differences(found: Json, model: str) -> Table:
+    def cells(one: Json) -> list[str]:
+        return [interval(one["differences"].get(f"likelihood.{name}")) for name in SCORES]
+
+    columns = [(data, name) for data in found["data"] for name in SCORES]
     note = (
+        f"{_bootstrapped(found)}; S: that of each run, from its ES, PS and NS over the same drawn facts; {NOTHING}: its runs "
+        "kept no outcomes probe by probe"
+    )
+    title = f"Difference to {found['reference']}, likelihood"
+    return Table("differences-likelihood", title, note, columns, _by_method(found, model, cells))
+
+
+def _bootstrapped(found: Json) -> str:
+    return (
         f"points above {found['reference']}, with 95 % intervals: paired bootstrap over facts, {found['draws']} draws, "
         "seeds averaged"
     )
-    title = f"Difference to {found['reference']}, {kind} match"
-    return Table(f"differences-{kind}", title, note, columns, _by_method(found, model, cells))
 
 
 COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {

@@ -80,18 +80,23 @@ def likelihood(asked: Sequence[Asked], said: Sequence[Said]) -> dict[str, float]
     ES: the new answer is likelier than the old one, by prompts; PS: by rephrases; NS: the true answer is likelier
     than the new one, by unrelated prompts; S: their harmonic mean.
     """
-
-    def share(wanted: Kind, other: Kind) -> float | None:
-        pairs = list(zip(of_kind(asked, wanted), of_kind(asked, other), strict=True))
-        return percent([said[a].nll < said[b].nll for a, b in pairs]) if pairs else None
-
-    found = {
-        "ES": share("reliability", "old"),
-        "PS": share("generality", "old_rephrased"),
-        "NS": share("locality", "new_for_locality"),
-    }
-    figures = {name: value for name, value in found.items() if value is not None}
+    found = likelier_by_fact(asked, said)
+    figures = {name: percent([won for _, won, _ in rows]) for name, rows in found.items() if rows}
     return figures | {"S": harmonic_mean(list(figures.values()))}
+
+
+def likelier_by_fact(asked: Sequence[Asked], said: Sequence[Said]) -> dict[str, list[list[float]]]:
+    """By score but S, in the form of `by_fact`: its fact's number and, twice, 1 if the wanted answer is the likelier one."""
+    found = {}
+    for name, (wanted, other) in _LIKELIER.items():
+        pairs = zip(of_kind(asked, wanted), of_kind(asked, other), strict=True)
+        found[name] = [[asked[a].fact, *2 * [float(said[a].nll < said[b].nll)]] for a, b in pairs]
+    return found
+
+
+_LIKELIER: dict[str, tuple[Kind, Kind]] = {
+    "ES": ("reliability", "old"), "PS": ("generality", "old_rephrased"), "NS": ("locality", "new_for_locality"),
+}  # fmt: skip
 
 
 def generated(

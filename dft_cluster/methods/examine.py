@@ -65,8 +65,10 @@ class Examiner:
         return figures | self.spoken(texts), texts
 
     def by_fact(self) -> dict[str, list[list[float]]]:
-        """Of what was measured last: [fact, share of right tokens, 1 if all are right] for every probe."""
-        return scores.by_fact(self.asked, self._said, self.before)
+        """Of what was measured last: [fact, share of right tokens, 1 if all are right] for every probe; of a likelihood score
+        the one that won, as both."""
+        won = scores.likelier_by_fact(self.asked, self._said) if self._likelihood else {}
+        return scores.by_fact(self.asked, self._said, self.before) | won
 
     def _figures(self, said: Sequence[Said]) -> dict[str, Any]:
         self._said = said

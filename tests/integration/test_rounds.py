@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -103,6 +104,9 @@ def test_a_run_on_two_by_two_ranks_leaves_what_the_contract_names(
     assert {"old", "new", "exchange", "select", "apply", "evaluate", "checkpoint", "track"} <= set(last["seconds"])
     assert set(last["memory"]) == {"old-0", "old-1", "new-0", "new-1"}
     assert {"ES", "PS", "NS", "S"} == set(last["likelihood"])
+    won = record.storage.read_json("scores/round-0002.json")
+    for name in ("ES", "PS", "NS"):
+        assert 100 * fmean(one for _, one, _ in won[name]) == pytest.approx(last["likelihood"][name])
     assert len(last["loss"]["old"]) == len(last["loss"]["new"]) == 2 * 3
     assert record.lines[-1]["stop_reason"] == "method.rounds=2 done"
     assert "locality_of_model" in last

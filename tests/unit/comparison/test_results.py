@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 from dft_cluster.comparison.loading import checked
 from dft_cluster.comparison.page import render
@@ -75,6 +76,32 @@ def test_means_and_deviations_over_seeds():
 def test_differences_to_the_reference():
     assert table("differences-token")["full"] == ["-10.0 [-10.0, -10.0]"] * 6
     assert table("differences-token")["dft"] == ["–"] * 6
+
+
+def test_differences_by_likelihood_and_runs_that_kept_none():
+    def kept(method, seed, es, ps, ns):
+        made = row(method, "one", seed, 90.0)
+        won = {
+            name: [[fact, *2 * [float(one)]] for fact, one in enumerate(all_of)]
+            for name, all_of in (("ES", es), ("PS", ps), ("NS", ns))
+        }
+        return replace(made, outcomes={**made.outcomes, **won})
+
+    # Each fact gains nothing in ES and all in PS; in NS fact 0 loses all and fact 1 gains all.
+    rows = [
+        kept("dft", 0, (1, 1), (0, 0), (1, 0)),
+        kept("full", 0, (1, 1), (1, 1), (0, 1)),
+        row("late", "one", 0, 80.0),
+    ]
+    [one] = [t for t in tables(gather(SETTINGS, SPLITS, rows, {}), "m") if t.name == "differences-likelihood"]
+    lines = {line[0]: list(line[1:]) for line in one.rows}
+    assert [name for _, name in one.columns] == ["ES", "PS", "NS", "S"] * 2
+    # S: 3 / (1/1 + 1/1 + 1/0.5) above nothing; nothing where fact 0 is drawn twice, 100 where fact 1 is.
+    assert lines["full"][:4] == [
+        "+0.0 [+0.0, +0.0]", "+100.0 [+100.0, +100.0]", "+0.0 [-100.0, +100.0]", "+75.0 [+0.0, +100.0]",
+    ]  # fmt: skip
+    assert lines["dft"] == lines["late"] == ["–"] * 8, "the reference, and runs without outcomes by likelihood"
+    assert "differences-likelihood" not in [table.name for table in tables(found(), "m")]
 
 
 def test_costs_and_seconds():

@@ -10,6 +10,7 @@ from dft_cluster.comparison.statistics import (
     difference,
     front,
     harmonic,
+    harmonic_difference,
     mean_trajectory,
     spread,
 )
@@ -143,3 +144,32 @@ def test_only_seeds_that_both_have_are_paired():
     assert (found.mean, found.seeds) == (100.0, 1)
     assert difference(ours, {5: theirs[0]}, 1, 50) is None
     assert difference(ours, {0: []}, 1, 50) is None
+
+
+def test_a_harmonic_mean_is_drawn_with_the_same_facts_in_every_kind():
+    # Fact 0 has both kinds right, fact 1 the first one alone; the reference has half of everything.
+    ours = {0: [outcomes([(0, 1.0), (1, 1.0)]), outcomes([(0, 1.0), (0, 1.0), (1, 0.0), (1, 0.0)])]}
+    theirs = {0: [outcomes([(0, 0.5), (1, 0.5)]), outcomes([(0, 0.5), (0, 0.5), (1, 0.5), (1, 0.5)])]}
+    found = harmonic_difference(ours, theirs, 1, 500)
+    assert found.mean == pytest.approx(100 * (2 / (1 / 1.0 + 1 / 0.5) - 0.5))
+    # Draws: both facts (66.7 − 50), fact 0 twice (100 − 50), fact 1 twice (0 − 50: a mean of 0 makes all of it 0).
+    assert (found.low, found.high, found.facts, found.seeds) == (-50.0, 50.0, 2, 1)
+
+
+def test_a_harmonic_mean_is_that_of_each_seed():
+    ours = {0: [outcomes([(0, 1.0)]), outcomes([(0, 0.5)])], 1: [outcomes([(0, 0.5)]), outcomes([(0, 0.5)])]}
+    theirs = {seed: [outcomes([(0, 0.25)])] * 2 for seed in (0, 1, 2)}
+    found = harmonic_difference(ours, theirs, 1, 50)
+    # (2/3 + 1/2) / 2 − 1/4; of the two seeds' mean outcomes, 3/4 and 1/2, it would be 3/5 − 1/4.
+    assert found.mean == found.low == found.high == pytest.approx(100 * (7 / 12 - 1 / 4))
+    assert found.seeds == 2
+
+
+def test_a_draw_without_a_probe_of_a_kind_has_no_harmonic_mean():
+    ours = {0: [outcomes([(0, 1.0), (1, 1.0)]), outcomes([(0, 1.0)])]}
+    theirs = {0: [outcomes([(0, 0.5), (1, 0.5)]), outcomes([(0, 0.5)])]}
+    found = harmonic_difference(ours, theirs, 1, 200)
+    assert (found.mean, found.low, found.high) == (50.0, 50.0, 50.0)
+    assert harmonic_difference(ours, {1: theirs[0]}, 1, 50) is None
+    assert harmonic_difference(ours, {0: theirs[0][:1]}, 1, 50) is None
+    assert harmonic_difference({0: []}, {0: []}, 1, 50) is None

@@ -80,6 +80,19 @@ def test_counterfacts_scores_by_hand():
     assert scores.likelihood(kinds, said) == {"ES": 50, "PS": 50, "NS": 100, "S": pytest.approx(3 / (2 / 50 + 1 / 100))}
 
 
+def test_who_is_likelier_probe_by_probe():
+    kinds, said = zip(
+        (asked("reliability", 1, fact=0), Said((), 1.0)), (asked("reliability", 1, fact=1), Said((), 3.0)),
+        (asked("old", 1, fact=0), Said((), 2.0)), (asked("old", 1, fact=1), Said((), 2.0)),
+        (asked("locality", 1, fact=1), Said((), 2.0)), (asked("locality", 1, fact=1), Said((), 1.0)),
+        *[(asked("new_for_locality", 1, fact=1), Said((), 2.0))] * 2,
+        strict=True,
+    )  # fmt: skip
+    assert scores.likelier_by_fact(kinds, said) == {
+        "ES": [[0, 1.0, 1.0], [1, 0.0, 0.0]], "PS": [], "NS": [[1, 0.0, 0.0], [1, 1.0, 1.0]],
+    }  # fmt: skip
+
+
 def test_a_score_of_nothing_makes_their_mean_nothing():
     kinds, said = zip((asked("reliability", 1), Said((), 3.0)), (asked("old", 1), Said((), 2.0)), strict=True)
     assert scores.likelihood(kinds, said) == {"ES": 0, "S": 0}
