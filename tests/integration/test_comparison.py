@@ -22,7 +22,7 @@ from dft_cluster.errors import InputError
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.record import Record
 from tests import tiny
-from tests.integration.comparisons import Json, Launches, cell, folder, run, small, touched
+from tests.integration.comparisons import Json, Launches, cell, folder, run, small, touched, tracked
 from tests.integration.test_lock import DRIVER, wait_for
 
 
@@ -214,7 +214,6 @@ def test_the_command_on_ray_with_its_table_in_wandb(
         assert main([str(file), "track.wandb=offline"]) == 0
     finally:
         signal.signal(signal.SIGTERM, handler)
-    [segment] = (folder(tree) / "wandb").glob("offline-run-*")
-    written = [json.loads(one.read_text()) for one in segment.rglob("media/table/**/*.table.json")]
-    assert any("reliability.token" in one["columns"] for one in written)
-    assert any(one["columns"][:2] == ["", "places reliability"] for one in written)
+    kept = tracked(folder(tree))
+    assert "reliability.token" in kept["cells"]["columns"]
+    assert kept["tiny/figures-token"]["columns"][:2] == ["", "places reliability"]

@@ -1,9 +1,11 @@
 """Searches of real comparisons: what they see, keep and cost, and how they go on."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import yaml
 
 from dft_cluster.cluster.compare_job import main
 from dft_cluster.comparison.settings import laid
+from dft_cluster.comparison.tables import searches
 from dft_cluster.errors import InputError
 from dft_cluster.methods.prepare import Prepared
-from tests.integration.comparisons import Json, Launches, cell, folder, run, small
+from tests.integration.comparisons import Json, Launches, cell, folder, run, small, tracked
 
 
 @pytest.fixture
@@ -66,6 +69,29 @@ def test_a_search_sees_development_facts_alone_and_keeps_its_share(tree: Json) -
         InputError, match=r"(?s)search tiny\.places\.dft was begun with other budget.*tiny\.places\.full"
     ):
         run(tree, search={**search, "device_seconds": 200}, methods=methods)
+
+
+def test_trials_stand_in_markdown_on_the_page_and_in_wandb(tree: Json) -> None:
+    search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
+    methods = {"full": tree["methods"]["full"]}
+    found = run(tree, search=search, methods=methods, track={"wandb": "offline"})
+    [shown] = searches(found)
+    rows = [list(row) for row in shown.rows]
+    assert sorted(row[1] for row in rows) == ["train.lr=0.001", "train.lr=0.002"]
+    assert sum("★" in row[0] for row in rows) == 1
+    names = [name for _, name in shown.columns]
+
+    text, page = ((folder(tree) / f"comparison.{kind}").read_text() for kind in ("md", "html"))
+    for row in ["", *names], *rows:
+        assert f"| {' | '.join(row)} |" in text
+    [part] = re.findall(r'<table data-table="search-tiny\.places\.full">(.*?)</table>', page)
+    head, *lines = (
+        [unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)]
+        for line in re.findall(r"<tr>(.*?)</tr>", part)[1:]
+    )
+    assert (head, lines) == (names, rows)
+    kept = tracked(folder(tree))["search-tiny.places.full"]
+    assert (kept["columns"], kept["data"]) == (["", *names], rows)
 
 
 def test_a_search_that_was_stopped_goes_on(tree: Json) -> None:
