@@ -23,7 +23,11 @@ from dft_cluster.runs.console import Console
 from dft_cluster.runs.record import Record
 from tests import tiny
 from tests.integration.comparisons import Json, Launches, cell, folder, run, small, touched, tracked
+from tests.integration.test_job import ROOT, running
+from tests.integration.test_job import wait_for as wait_for_words
 from tests.integration.test_lock import DRIVER, wait_for
+
+COMPARE = [sys.executable, str(ROOT / "jobs" / "compare.py")]
 
 
 @pytest.fixture
@@ -117,6 +121,38 @@ def test_a_cell_that_was_killed_goes_on_within(tree: Json) -> None:
     one, other = (cell(each, "tiny.places.full.0") for each in (found, whole))
     assert one["figures"] == other["figures"]
     assert [p["reliability"] for p in one["points"]] == [p["reliability"] for p in other["points"]]
+
+
+def test_the_command_that_was_killed_within_its_second_cell_goes_on(tree: Json, tmp_path: Path) -> None:
+    """SIGKILL of the driver, and of the Ray that it leaves behind."""
+    tree["base"]["cluster"]["address"] = "local"
+    tree["methods"]["full"]["method"]["rounds"] = 6
+    file = tmp_path / "compare.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    cells = folder(tree) / "cells"
+    with running(str(file), command=COMPARE) as driver:
+        wait_for_words(driver, "cell 2 of 2: tiny.places.full.0")
+        wait_for_words(driver, "] round 2 …")
+        before = {one: one.read_bytes() for one in (cells / "tiny.places.dft.0").rglob("*") if one.is_file()}
+        times = touched(cells / "tiny.places.dft.0")
+    assert driver.returncode == -signal.SIGKILL
+    half = json.loads((folder(tree) / "comparison.json").read_text())
+    assert [one["status"] for one in half["cells"]] == ["finished", "waiting"]
+    assert "stop_reason" not in (cells / "tiny.places.full.0" / "metrics.jsonl").read_text()
+
+    with running(str(file), command=COMPARE) as driver:
+        told, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, told
+    assert "tiny.places.dft.0 is finished" in told
+    assert "resuming after round " in told
+    assert {one: one.read_bytes() for one in before} == before
+    assert touched(cells / "tiny.places.dft.0") == times
+    found = json.loads((folder(tree) / "comparison.json").read_text())
+    whole = run({**tree, "run": {**tree["run"], "name": "whole"}})
+    for one, other in zip(found["cells"], whole["cells"], strict=True):
+        assert one["status"] == other["status"] == "finished"
+        assert one["figures"] == other["figures"]
+        assert [p["reliability"] for p in one["points"]] == [p["reliability"] for p in other["points"]]
 
 
 def test_a_cell_that_fails_is_shown_and_tried_again(tree: Json) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,9 +48,9 @@ def update(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(*arguments: str, command: Sequence[str] = UPDATE) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*UPDATE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own_environment()
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own_environment()
     )
     try:
         yield process
