@@ -26,11 +26,10 @@ class Table:
 def tables(found: Json, model: str) -> list[Table]:
     """All tables of one model; those without a figure are left out."""
     made = [
-        *(_figures(found, model, kind) for kind in KINDS),
+        *(_results(found, model, data) for data in found["data"]),
         _likelihood(found, model),
         *(_differences(found, model, kind) for kind in KINDS),
         _likelihood_differences(found, model),
-        _costs(found, model),
         _seconds(found, model),
         *(_levels(found, model, data) for data in found["data"]),
         *(_level_differences(found, model, data) for data in found["data"]),
@@ -51,17 +50,37 @@ def _by_method(found: Json, model: str, cells: Callable[[Json], list[str]]) -> l
     return rows
 
 
-def _figures(found: Json, model: str, kind: str) -> Table:
-    def cells(one: Json) -> list[str]:
-        shown = [plus_minus(one["figures"].get(f"{metric}.{kind}")) for metric in METRICS]
-        if shown[0] == NOTHING:
-            shown[0] = state(one)
-        return [*shown, f"{one['finished']}/{one['cells']}"]
+COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "device_seconds": ("device-seconds", decimals),
+    "wall_seconds": ("wall time", duration),
+    "ranks": ("ranks", number),
+    "memory": ("peak memory", memory),
+    "patch_bytes": ("patch", memory),
+    "changed_share": ("weights changed", share),
+}
 
-    columns = [(data, name) for data in found["data"] for name in (*METRICS, "seeds")]
-    meaning = {"token": "answer tokens right, mean over probes", "exact": "probes with all answer tokens right"}[kind]
-    note = f"{meaning}; in percent, mean ± standard deviation over seeds (n − 1)"
-    return Table(f"figures-{kind}", f"{kind.capitalize()} match", note, columns, _by_method(found, model, cells))
+
+def _results(found: Json, model: str, data: str) -> Table:
+    """What every method reached, and beside it what that cost."""
+    rows = []
+    for method in found["methods"]:
+        [one] = of(found, "summary", model=model, data=data, method=method)
+        figures = [plus_minus(one["figures"].get(f"{metric}.{kind}")) for kind in KINDS for metric in METRICS]
+        if figures[0] == NOTHING:
+            figures[0] = state(one)
+        costs = [form(one["costs"].get(name, {}).get("mean")) for name, (_, form) in COST_COLUMNS.items()]
+        rows.append([method, f"{one['finished']}/{one['cells']}", *figures, *costs])
+    columns = [
+        ("", "seeds"),
+        *((kind, metric) for kind in KINDS for metric in METRICS),
+        *(("", title) for title, _ in COST_COLUMNS.values()),
+    ]
+    note = (
+        "token: answer tokens right, mean over probes; exact: probes with all answer tokens right; in percent, mean ± standard "
+        "deviation over seeds (n − 1); device-seconds: seconds × ranks that the rounds up to the kept one spent on the weights; "
+        "wall time: the whole run; peak memory: of one rank; costs are means over seeds"
+    )
+    return Table(f"results-{data}", f"Results, {data}", note, columns, rows)
 
 
 def _likelihood(found: Json, model: str) -> Table:
@@ -103,28 +122,6 @@ def _bootstrapped(found: Json) -> str:
         f"points above {found['reference']}, with 95 % intervals: paired bootstrap over facts, {found['draws']} draws, "
         "seeds averaged"
     )
-
-
-COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "device_seconds": ("device-seconds", decimals),
-    "wall_seconds": ("wall", duration),
-    "ranks": ("ranks", number),
-    "memory": ("peak memory of a rank", memory),
-    "patch_bytes": ("patch", memory),
-    "changed_share": ("weights changed", share),
-}
-
-
-def _costs(found: Json, model: str) -> Table:
-    def cells(one: Json) -> list[str]:
-        return [form(one["costs"].get(name, {}).get("mean")) for name, (_, form) in COST_COLUMNS.items()]
-
-    columns = [(data, title) for data in found["data"] for title, _ in COST_COLUMNS.values()]
-    note = (
-        "device-seconds: seconds × ranks that the rounds up to the kept one spent on the weights; wall: the whole run; "
-        "means over seeds"
-    )
-    return Table("costs", "Cost", note, columns, _by_method(found, model, cells))
 
 
 def _seconds(found: Json, model: str) -> Table:

@@ -141,7 +141,7 @@ def test_the_command_that_was_killed_within_its_second_cell_goes_on(tree: Json, 
     assert "stop_reason" not in (cells / "tiny.places.full.0" / "metrics.jsonl").read_text()
 
     with running(str(file), command=COMPARE) as driver:
-        told, _ = driver.communicate(timeout=120)
+        told, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, told
     assert "tiny.places.dft.0 is finished" in told
     assert "resuming after round " in told
@@ -252,4 +252,4 @@ def test_the_command_on_ray_with_its_table_in_wandb(
         signal.signal(signal.SIGTERM, handler)
     kept = tracked(folder(tree))
     assert "reliability.token" in kept["cells"]["columns"]
-    assert kept["tiny/figures-token"]["columns"][:2] == ["", "places reliability"]
+    assert kept["tiny/results-places"]["columns"][:3] == ["", "seeds", "token reliability"]
