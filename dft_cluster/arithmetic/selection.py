@@ -8,19 +8,22 @@ makes the first bracket narrow, so that one pass nearly always settles it; a sam
 pass and never exactness. Only tallies travel: what is chosen is the same for any number of shards.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from math import floor, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 HIGHEST = 0x7F800000  # +infinity, the largest key there is
 BINS = 1 << 18
 BLOCK = 1 << 18  # keys looked at together: few enough for a core's cache
+ON_DEVICE = 1 << 21  # the same on an accelerator, where every look costs a launch
 CANDIDATES = 1 << 19  # keys inside the bracket, gathered before they are counted
 SAMPLE = 1 << 19
 
@@ -103,7 +106,29 @@ def tally(blocks: Iterable[Tensor], bracket: Bracket) -> Tally:
 
 def _blocks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     for tensor in tensors:
-        yield from tensor.split(BLOCK)
+        yield from tensor.split(block_for(tensor.device))
+
+
+def block_for(device: torch.device) -> int:
+    """How many keys are looked at together."""
+    return BLOCK if device.type == "cpu" else ON_DEVICE
+
+
+def _compared(keys: Tensor, how: Callable[[Any, int], Any], key: int) -> Tensor:
+    """On a CPU numpy compares several times faster than torch."""
+    return torch.from_numpy(how(keys.numpy(), key)) if keys.device.type == "cpu" else how(keys, key)
+
+
+def count(flags: Tensor) -> int:
+    """How many are not 0."""
+    return int(np.count_nonzero(flags.numpy()) if flags.device.type == "cpu" else torch.count_nonzero(flags))
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Where a mask is set, in order."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().squeeze(1)
 
 
 def _sift(keys: Tensor, bracket: Bracket) -> tuple[int, np.ndarray]:
@@ -198,21 +223,21 @@ def allot(ties: int, equal: Iterable[tuple[int, int, int]]) -> dict[tuple[int, i
     return quotas
 
 
-def chosen(keys: np.ndarray, cut: Cut | None, quota: int) -> tuple[np.ndarray, int]:
+def chosen(keys: Tensor, cut: Cut | None, quota: int) -> tuple[Tensor, int]:
     """The mask of a block of keys, and how many ties may still be taken after it (no cut: nothing is chosen)."""
     if cut is None:
-        return np.zeros(len(keys), bool), quota
+        return torch.zeros_like(keys, dtype=torch.bool), quota
     if cut.ties is None:
-        return keys >= cut.threshold, quota
-    mask = keys > cut.threshold
+        return _compared(keys, operator.ge, cut.threshold), quota
+    mask = _compared(keys, operator.gt, cut.threshold)
     if quota:
-        equal = np.flatnonzero(keys == cut.threshold)[:quota]
+        equal = positions(_compared(keys, operator.eq, cut.threshold))[:quota]
         mask[equal] = True
         quota -= len(equal)
     return mask, quota
 
 
-def select(shards: Sequence[Sequence[Piece]], k: int) -> list[list[np.ndarray]]:
+def select(shards: Sequence[Sequence[Piece]], k: int) -> list[list[Tensor]]:
     """The masks of the global top k over shards that lie in one process: the whole search in eight lines."""
     elements = sum(piece.keys.numel() for shard in shards for piece in shard)
     blocks = [[piece.keys for piece in shard] for shard in shards]
@@ -223,10 +248,10 @@ def select(shards: Sequence[Sequence[Piece]], k: int) -> list[list[np.ndarray]]:
 
     cut = find_cuts({0: k}, ask, {0: bracket_from(sampled, k / elements)})[0]
     quotas = allot(cut.ties or 0, ((p.parameter, p.start, count_ties(p.keys, cut)) for s in shards for p in s))
-    return [[chosen(p.keys.numpy(), cut, quotas[p.parameter, p.start])[0] for p in shard] for shard in shards]
+    return [[chosen(p.keys, cut, quotas[p.parameter, p.start])[0] for p in shard] for shard in shards]
 
 
 def count_ties(keys: Tensor, cut: Cut) -> int:
     if not cut.threshold:
         return 0
-    return sum(int(np.count_nonzero(block.cpu().numpy() == cut.threshold)) for block in keys.split(BLOCK))
+    return sum(count(_compared(block, operator.eq, cut.threshold)) for block in _blocks([keys]))

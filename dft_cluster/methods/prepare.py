@@ -78,12 +78,20 @@ class Prepared:
     def identity(self) -> dict[str, Any]:
         """What says which run this is; another one cannot go on where this one stopped."""
         return {
-            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "versions": {name: _version(name) for name in PACKAGES},
             "seed": self.config.train.seed,
             "fingerprints": {"model": fingerprint(self.folder), "facts": fingerprint_of(self.facts)},
             "base": str(self.folder),
             "notes": list(self.notes),
         }
+
+
+def _version(package: str) -> str:
+    """As installed. A run in one process does without some of them."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def read_facts(config: Config, given: Sequence[Fact] | None = None) -> tuple[list[Fact], list[str]]:

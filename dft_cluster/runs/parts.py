@@ -139,7 +139,7 @@ class Part:
                 values = self._read(f"{key}:values", before + skipped, before + count, np.dtype("<f4"))
                 at = place + skip - (low - first)
                 target = out[at : at + len(mask) - skip]
-                scatter(target, np.flatnonzero(mask[skip:]), torch.from_numpy(values))
+                scatter(target, torch.from_numpy(np.flatnonzero(mask[skip:])), torch.from_numpy(values))
             before += count
 
     @patiently

@@ -105,8 +105,9 @@ class Core:
                 buffer.zero_()
         arriving = chunks(self.other) if pair is None else exchange.receive_all(pair, self.other)
         for number, start, stop in arriving:
-            for first in range(start, stop, selection.BLOCK):  # small enough for a core's cache
-                place = slice(first, min(first + selection.BLOCK, stop))
+            block = selection.block_for(self.other[number].device)
+            for first in range(start, stop, block):
+                place = slice(first, min(first + block, stop))
                 old = self.other[number][place]
                 if source == "keep":
                     self.keep_old()[number][place].copy_(old)
@@ -121,7 +122,7 @@ class Core:
                 lottery(f.of(self.other), seed, f.parameter, f.start)
         counts: dict[int, int] = {}
         for piece in self.pieces():
-            counts[piece.parameter] = counts.get(piece.parameter, 0) + int(np.count_nonzero(piece.keys.cpu().numpy()))
+            counts[piece.parameter] = counts.get(piece.parameter, 0) + selection.count(piece.keys)
         return Survey(counts, selection.sample([p.keys for p in self.pieces()], sample), sorted(broken))
 
     def pieces(self) -> list[Piece]:
@@ -161,8 +162,8 @@ class Core:
         marks = self.marks()
         for number, start, stop in chunks(self.masters):
             mark = marks[number][start:stop]
-            mask = mark.cpu().numpy() > 0
-            places = np.flatnonzero(mask)
+            mask = mark > 0
+            places = selection.positions(mask)
             now, before = self.masters[number][start:stop], self.start[number][start:stop]
             delta = self._delta(number, start, stop)
             core = gather(delta, places)
@@ -177,7 +178,7 @@ class Core:
                 now.copy_(before)
             scatter(now, places, moved)
             if sending is not None:
-                sending.send(mask, moved.cpu())
+                sending.send(mask.cpu().numpy(), moved.cpu())
         if sending is not None:
             sending.finish()
         elif pair is not None:
@@ -202,11 +203,10 @@ class Core:
         for piece in self.pieces():
             cut = cuts.get(piece.parameter if by_tensor else 0)
             quota = quotas.get((piece.parameter, piece.start), 0)
-            for keys in piece.keys.split(selection.BLOCK):
-                mask, quota = selection.chosen(keys.cpu().numpy(), cut, quota)
-                core = torch.from_numpy(mask).to(keys.device)
+            for keys in piece.keys.split(selection.block_for(piece.keys.device)):
+                core, quota = selection.chosen(keys, cut, quota)
                 keys.copy_(torch.where(core, keys, -keys.sign() if scored else 0))
-                kept[piece.parameter] = kept.get(piece.parameter, 0) + int(np.count_nonzero(mask))
+                kept[piece.parameter] = kept.get(piece.parameter, 0) + selection.count(core)
         return kept
 
     def marks(self) -> list[Tensor]:

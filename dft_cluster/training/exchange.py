@@ -97,19 +97,19 @@ def receive_sparse(pair: Pair, into: Sequence[Tensor]) -> None:
         picked = torch.empty(int(np.count_nonzero(mask)))
         if picked.numel():
             pair.receive(picked).wait()
-            scatter(into[number][start:stop], np.flatnonzero(mask), picked)
+            scatter(into[number][start:stop], torch.from_numpy(np.flatnonzero(mask)), picked)
 
 
-def gather(values: Tensor, places: np.ndarray) -> Tensor:
+def gather(values: Tensor, places: Tensor) -> Tensor:
     """values[places], as a copy."""
     if values.device.type == "cpu":
-        return torch.from_numpy(values.numpy().take(places))
-    return values[torch.from_numpy(places).to(values.device)]
+        return torch.from_numpy(values.numpy().take(places.numpy()))
+    return values[places.to(values.device)]
 
 
-def scatter(target: Tensor, places: np.ndarray, values: Tensor) -> None:
+def scatter(target: Tensor, places: Tensor, values: Tensor) -> None:
     """target[places] = values, in place."""
     if target.device.type == "cpu":
-        target.numpy()[places] = values.numpy()
+        target.numpy()[places.numpy()] = values.numpy()
     else:
-        target[torch.from_numpy(places).to(target.device)] = values.to(target.device)
+        target[places.to(target.device)] = values.to(target.device)

@@ -35,12 +35,12 @@ def cut_up(parameters: list[torch.Tensor], shards: int) -> list[list[Piece]]:
 
 
 def reassembled(
-    shards: list[list[Piece]], masks: list[list[np.ndarray]], parameters: list[torch.Tensor]
+    shards: list[list[Piece]], masks: list[list[torch.Tensor]], parameters: list[torch.Tensor]
 ) -> torch.Tensor:
     whole = [torch.zeros(keys.numel(), dtype=torch.bool) for keys in parameters]
     for shard, shard_masks in zip(shards, masks, strict=True):
         for piece, mask in zip(shard, shard_masks, strict=True):
-            whole[piece.parameter][piece.start : piece.start + len(mask)] = torch.from_numpy(mask)
+            whole[piece.parameter][piece.start : piece.start + len(mask)] = mask
     return torch.cat(whole)
 
 

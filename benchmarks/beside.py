@@ -1,0 +1,153 @@
+"""A comparison on one device, several of its runs beside each other, each in a process of its own and without Ray.
+
+    python -m benchmarks.beside CONFIG.yaml [dotted.key=value …] [--at-once 8] [--heavy 4] [--seconds 500]
+
+The same folder, searches and cells as `jobs/compare.py` makes of the same config, which goes on from there. Small runs leave
+most of a large device idle; beside each other they fill it, and their seconds say nothing about the methods' cost. What is not
+begun within `--seconds` is left for the next call. Runs that store their optimizer after every round are `--heavy`.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dft_cluster.comparison.loading import load
+from dft_cluster.comparison.results import Cell
+from dft_cluster.comparison.run import Comparison, read_data
+from dft_cluster.comparison.search import Search, halve
+from dft_cluster.comparison.settings import CompareSettings, sections
+from dft_cluster.comparison.trials import _Bench
+from dft_cluster.config_file import validate
+from dft_cluster.local import in_this_process
+from dft_cluster.runs.console import Console
+
+HEAVY = ("full", "ft_c", "f_learning")
+SLOW = ("rome", "memit", "dft")
+_made: list[Comparison] = []
+"""This process's own view of the comparison."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A warm-up, a search, or a cell: what it needs first, and whether it takes much memory."""
+
+    kind: str
+    labels: tuple[Any, ...]
+    after: frozenset["Task"] = field(default=frozenset(), compare=False)
+    heavy: bool = False
+    slow: bool = False
+
+
+def tasks(settings: CompareSettings) -> Iterator[Task]:
+    search = settings.search
+    assert search is not None, "a comparison without a search has nothing to do first"
+    for model, data in product(settings.models, settings.data):
+        warm = {key: Task("warm", (model, data, key)) for key in ("development", *settings.seeds)}
+        yield from warm.values()
+        found = {}
+        for method in settings.methods:
+            config = validate(sections(settings, model, data, method))
+            like = search.like.get(method, method)
+            weigh = {"heavy": config.method.name in HEAVY and config.method.layers in ("auto", "all"),
+                     "slow": config.method.name in SLOW}  # fmt: skip
+            if like not in found and like in search.over:
+                found[like] = Task("search", (model, data, like), frozenset({warm["development"]}), **weigh)
+                yield found[like]
+            for seed in settings.seeds:
+                first = {warm[seed], *([found[like]] if like in found else [])}
+                yield Task("cell", (model, data, method, seed), frozenset(first), **weigh)
+
+
+@contextmanager
+def _alone(settings: CompareSettings, number: str) -> Iterator[Comparison]:
+    """The comparison as this process sees it, read once."""
+    import tempfile
+
+    if not _made:
+        _made.append(Comparison(settings, in_this_process, Console(), Path(tempfile.mkdtemp(prefix="dft-beside-"))))
+    _made[0].console = _made[0].runs.console = Console(lambda text: print(f"{number}: {text}", flush=True))
+    yield _made[0]
+
+
+def do(settings: CompareSettings, task: Task, searches: dict[str, Any]) -> Any:
+    """One task, in a process of the pool."""
+    with _alone(settings, ".".join(map(str, task.labels))) as comparison:
+        assert comparison.searches is not None
+        if task.kind == "warm":
+            model, data, key = task.labels
+            parted = comparison.splits[data]
+            facts = parted.development if key == "development" else parted.reported
+            seed = settings.seeds[0] if key == "development" else key
+            comparison.runs.warm(sections(settings, model, data), seed, f"{model}.{data}.{key}", facts)
+            return None
+        if task.kind == "search":
+            model, data, method = task.labels
+            search = comparison.searches.search
+            bench = _Bench(comparison.searches, model, data, method)
+            found = Search.from_json(searches[".".join(task.labels)]) if ".".join(task.labels) in searches else Search()
+            return halve(
+                search, search.over[method], comparison.splits[data].development, bench, found, lambda: None
+            ).to_json()
+        comparison.searches.found |= {name: Search.from_json(one) for name, one in searches.items()}
+        row = comparison._run(Cell(*task.labels))
+        return {"status": row.status, "reason": row.reason}
+
+
+def main() -> int:
+    asking = argparse.ArgumentParser()
+    asking.add_argument("config")
+    asking.add_argument("overrides", nargs="*")
+    asking.add_argument("--at-once", type=int, default=8)
+    asking.add_argument("--heavy", type=int, default=4)
+    asking.add_argument("--seconds", type=float, default=float("inf"))
+    asked = asking.parse_args()
+    began = time.monotonic()
+    settings = load(asked.config, asked.overrides)
+    read_data(settings)
+    whole = Comparison(settings, in_this_process, Console(), Path("unused"))
+    assert whole.searches is not None
+    whole._look()
+    whole.room.make()
+    known = {name: one for name, one in whole.searches.found.items() if one.ended}
+    done = {Task("search", tuple(name.split("."))) for name in known}
+    done |= {Task("cell", (c.model, c.data, c.method, c.seed)) for c, row in whole.rows.items() if row.finished}
+    order = sorted(tasks(settings), key=lambda t: ({"warm": 0, "search": 1, "cell": 2}[t.kind], not t.slow))
+    left = [task for task in order if task not in done]
+    needed = {first for task in left for first in task.after}
+    left = [task for task in left if task.kind != "warm" or task in needed]
+    running: dict[Future[Any], Task] = {}
+    with ProcessPoolExecutor(asked.at_once, multiprocessing.get_context("spawn")) as pool:
+        while left or running:
+            in_time = time.monotonic() - began < asked.seconds
+            for task in list(left):
+                full = task.heavy and sum(t.heavy for t in running.values()) >= asked.heavy
+                if in_time and len(running) < asked.at_once and task.after <= done and not full:
+                    left.remove(task)
+                    found = {name: one.to_json() for name, one in whole.searches.found.items()}
+                    running[pool.submit(do, settings, task, found)] = task
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task = running.pop(future)
+                done.add(task)
+                if task.kind == "search":
+                    whole.searches.found[".".join(task.labels)] = Search.from_json(future.result())
+                    whole.searches._keep()
+                told = future.result() if task.kind == "cell" else ""
+                print(
+                    f"[{time.monotonic() - began:6.1f} s] {task.kind} {task.labels} {told}; {len(left)} left",
+                    flush=True,
+                )
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
