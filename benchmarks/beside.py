@@ -10,6 +10,7 @@ begun within `--seconds` is left for the next call. Runs that store their optimi
 import argparse
 import multiprocessing
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -42,23 +43,22 @@ class Task:
     kind: str
     labels: tuple[Any, ...]
     after: frozenset["Task"] = field(default=frozenset(), compare=False)
-    heavy: bool = False
-    slow: bool = False
+    heavy: bool = field(default=False, compare=False)
+    slow: bool = field(default=False, compare=False)
 
 
 def tasks(settings: CompareSettings) -> Iterator[Task]:
-    search = settings.search
-    assert search is not None, "a comparison without a search has nothing to do first"
+    over, likes = (settings.search.over, settings.search.like) if settings.search else ({}, {})
     for model, data in product(settings.models, settings.data):
-        warm = {key: Task("warm", (model, data, key)) for key in ("development", *settings.seeds)}
+        warm = {key: Task("warm", (model, data, key)) for key in (*(["development"] if over else []), *settings.seeds)}
         yield from warm.values()
         found = {}
         for method in settings.methods:
             config = validate(sections(settings, model, data, method))
-            like = search.like.get(method, method)
+            like = likes.get(method, method)
             weigh = {"heavy": config.method.name in HEAVY and config.method.layers in ("auto", "all"),
                      "slow": config.method.name in SLOW}  # fmt: skip
-            if like not in found and like in search.over:
+            if like not in found and like in over:
                 found[like] = Task("search", (model, data, like), frozenset({warm["development"]}), **weigh)
                 yield found[like]
             for seed in settings.seeds:
@@ -66,11 +66,15 @@ def tasks(settings: CompareSettings) -> Iterator[Task]:
                 yield Task("cell", (model, data, method, seed), frozenset(first), **weigh)
 
 
+def _turn(task: Task) -> tuple[int, bool]:
+    """When a task is begun, as far as others let it: a cell that waits for no search may take long, or it would have one."""
+    early = task.kind == "cell" and not any(first.kind == "search" for first in task.after)
+    return (1 if early else {"warm": 0, "search": 2, "cell": 3}[task.kind], not task.slow)
+
+
 @contextmanager
 def _alone(settings: CompareSettings, number: str) -> Iterator[Comparison]:
     """The comparison as this process sees it, read once."""
-    import tempfile
-
     if not _made:
         _made.append(Comparison(settings, in_this_process, Console(), Path(tempfile.mkdtemp(prefix="dft-beside-"))))
     _made[0].console = _made[0].runs.console = Console(lambda text: print(f"{number}: {text}", flush=True))
@@ -80,7 +84,6 @@ def _alone(settings: CompareSettings, number: str) -> Iterator[Comparison]:
 def do(settings: CompareSettings, task: Task, searches: dict[str, Any]) -> Any:
     """One task, in a process of the pool."""
     with _alone(settings, ".".join(map(str, task.labels))) as comparison:
-        assert comparison.searches is not None
         if task.kind == "warm":
             model, data, key = task.labels
             parted = comparison.splits[data]
@@ -90,13 +93,15 @@ def do(settings: CompareSettings, task: Task, searches: dict[str, Any]) -> Any:
             return None
         if task.kind == "search":
             model, data, method = task.labels
+            assert comparison.searches is not None
             search = comparison.searches.search
             bench = _Bench(comparison.searches, model, data, method)
             found = Search.from_json(searches[".".join(task.labels)]) if ".".join(task.labels) in searches else Search()
             return halve(
                 search, search.over[method], comparison.splits[data].development, bench, found, lambda: None
             ).to_json()
-        comparison.searches.found |= {name: Search.from_json(one) for name, one in searches.items()}
+        if comparison.searches is not None:
+            comparison.searches.found |= {name: Search.from_json(one) for name, one in searches.items()}
         row = comparison._run(Cell(*task.labels))
         return {"status": row.status, "reason": row.reason}
 
@@ -108,18 +113,19 @@ def main() -> int:
     asking.add_argument("--at-once", type=int, default=8)
     asking.add_argument("--heavy", type=int, default=4)
     asking.add_argument("--seconds", type=float, default=float("inf"))
-    asked = asking.parse_args()
+    asking.add_argument("--tables", action="store_true", help="write the results at the end")
+    asked = asking.parse_intermixed_args()
     began = time.monotonic()
     settings = load(asked.config, asked.overrides)
     read_data(settings)
     whole = Comparison(settings, in_this_process, Console(), Path("unused"))
-    assert whole.searches is not None
     whole._look()
     whole.room.make()
-    known = {name: one for name, one in whole.searches.found.items() if one.ended}
+    searches = whole.searches
+    known = [name for name, one in searches.found.items() if one.ended] if searches else []
     done = {Task("search", tuple(name.split("."))) for name in known}
     done |= {Task("cell", (c.model, c.data, c.method, c.seed)) for c, row in whole.rows.items() if row.finished}
-    order = sorted(tasks(settings), key=lambda t: ({"warm": 0, "search": 1, "cell": 2}[t.kind], not t.slow))
+    order = sorted(tasks(settings), key=_turn)
     left = [task for task in order if task not in done]
     needed = {first for task in left for first in task.after}
     left = [task for task in left if task.kind != "warm" or task in needed]
@@ -131,21 +137,25 @@ def main() -> int:
                 full = task.heavy and sum(t.heavy for t in running.values()) >= asked.heavy
                 if in_time and len(running) < asked.at_once and task.after <= done and not full:
                     left.remove(task)
-                    found = {name: one.to_json() for name, one in whole.searches.found.items()}
+                    found = {name: one.to_json() for name, one in searches.found.items()} if searches else {}
                     running[pool.submit(do, settings, task, found)] = task
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task = running.pop(future)
                 done.add(task)
-                if task.kind == "search":
-                    whole.searches.found[".".join(task.labels)] = Search.from_json(future.result())
-                    whole.searches._keep()
+                if task.kind == "search" and searches is not None:
+                    searches.found[".".join(task.labels)] = Search.from_json(future.result())
+                    searches._keep()
                 told = future.result() if task.kind == "cell" else ""
                 print(
                     f"[{time.monotonic() - began:6.1f} s] {task.kind} {task.labels} {told}; {len(left)} left",
                     flush=True,
                 )
+    if asked.tables:
+        found = Comparison(settings, in_this_process, Console(), Path(tempfile.mkdtemp(prefix="dft-beside-")))
+        found._look()
+        found._write()
     return 1 if left else 0
 
 
