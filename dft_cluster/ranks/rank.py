@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Rank(Editing):
         self._progress: tuple[str, int, int, float] = ("start", 0, 0, 0.0)
         self._pair: Pair | None = None
         self._core: Core | None = None
+        self._engine: Any = None
 
     def where(self) -> tuple[str, int]:
         """This node's address, with a port that is free."""
@@ -289,6 +291,8 @@ class Rank(Editing):
     def leave(self) -> None:
         """Leaves the world; the process may then end."""
         self._pair = None
+        if self._engine is not None:
+            self._engine.close()
         leave()
         self.tidy()
 

@@ -239,6 +239,12 @@ class Engine:
         self._limit: tuple[float, list[Tensor]] | None = None
         self.steps_done = 0
 
+    def close(self) -> None:
+        """Lets go of the weights, so that this process could hold others."""
+        self._engine.destroy()
+        if self.stage == 3:
+            shards.let_go()
+
     def load(self, files: Folder, parameters: Mapping[int, Parameter]) -> None:
         """θ from a folder's exact values, each rank reading its own elements alone."""
         self._read(files, parameters, self.masters)

@@ -1,11 +1,14 @@
 """A rank's peak memory: plain DeepSpeed training of the same config, 8 bytes an element more, and 64 MiB; and no logits that
 nobody asks for."""
 
+import gc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dft_cluster.cluster.actors import ActorTeam
 from dft_cluster.config import ModelSettings
@@ -88,3 +91,21 @@ def test_an_engine_s_head_sees_the_answers_alone(
         team.everyone.call(Rank.fine_tune, examples, 0, 1, "new", 1)
         team.everyone.call(Rank.predict, [examples], 0)
     assert seen == [(1, 3), (1, 3)]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_run_in_this_process_leaves_no_weights_behind(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, stage: int, adapter: str
+) -> None:
+    """One update after another, as a notebook or a comparison does them: the first one's model is not kept."""
+
+    def held() -> set[int]:
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some objects warn when they are asked what they are
+            return {id(one) for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.numel() > 16}
+
+    before = held()
+    runs.alone(runs.config(tiny_model, tiny_facts, tmp_path, train={"zero_stage": stage, "adapter": adapter}))
+    assert held() <= before
