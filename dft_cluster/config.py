@@ -216,6 +216,9 @@ class TrainSettings(_Section):
     to stay (their mean −log p is, up to a constant, the KL divergence from the model as it was)."""
     keep_tokens: Count = 12
     """Tokens of such a text."""
+    keep_prompts: str | None = None
+    """Prompts that have nothing to do with the facts: a file of facts, or a .txt with one a line. The texts to `keep` are then
+    the model's own greedy answers to them, of at most `keep_tokens` tokens."""
     seed: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0
     """The order of the facts and the dropout state depend on (seed, round)."""
 

@@ -16,9 +16,15 @@ def forced(team: Team, examples: Sequence[Example], size: int, pad: int) -> list
     return gathered(batches, team.everyone.each(Rank.predict, [(share, pad) for share in shares]))
 
 
-def spoken(team: Team, prompts: Sequence[tuple[int, ...]], size: int, layout: Layout, most: int) -> list[str]:
-    """Greedy answers up to the end of a line, of at most so many tokens."""
+def continued(
+    team: Team, prompts: Sequence[tuple[int, ...]], size: int, layout: Layout, most: int
+) -> list[tuple[int, ...]]:
+    """Greedy continuations up to the end of a line, of at most so many tokens."""
     batches = batched(prompts, size, len)
     shares = dealt([[prompts[p] for p in batch] for batch in batches], team.everyone.size)
-    said = team.everyone.each(Rank.generate, [(share, layout.pad, most, layout.ends) for share in shares])
-    return [layout.text(ids).partition("\n")[0].strip() for ids in gathered(batches, said)]
+    return gathered(batches, team.everyone.each(Rank.generate, [(s, layout.pad, most, layout.ends) for s in shares]))
+
+
+def spoken(team: Team, prompts: Sequence[tuple[int, ...]], size: int, layout: Layout, most: int) -> list[str]:
+    """The same as text."""
+    return [layout.text(ids).partition("\n")[0].strip() for ids in continued(team, prompts, size, layout, most)]

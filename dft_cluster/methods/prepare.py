@@ -19,6 +19,7 @@ from dft_cluster.methods.ft_c import FtC
 from dft_cluster.methods.full import Full
 from dft_cluster.methods.interpolate import Interpolate
 from dft_cluster.methods.job import Adapter, Job, Method
+from dft_cluster.methods.keeping import prompts_to_keep
 from dft_cluster.methods.memit import Memit
 from dft_cluster.methods.rome import Rome
 from dft_cluster.models.source import resolve
@@ -121,6 +122,8 @@ def prepare(config: Config, given: Sequence[Fact] | None = None) -> Prepared:
     with _noted(problems, "facts: "):
         facts, more = read_facts(config, given)
         notes += more
+    with _noted(problems):
+        prompts_to_keep(config, facts)
     with _noted(problems):
         folder = resolve(config.model)
         tokenizer = None

@@ -12,7 +12,9 @@ from dft_cluster.config import Config
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.layout import Example, Layout
 from dft_cluster.facts.pairs import Pair, generated, given
+from dft_cluster.methods import asking
 from dft_cluster.methods.examine import Examiner
+from dft_cluster.methods.keeping import prompts_to_keep
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.rephrasing import rephrase
 from dft_cluster.ranks.rank import Rank
@@ -73,6 +75,8 @@ def drawn_once(prepared: Prepared, team: Team, pairs: Sequence[Pair], record: Re
         if train.rephrases:
             wanted, found = train.rephrases * len(pairs), sum(map(len, drawn.rephrases))
             record.note(f"train.rephrases: of {wanted} wordings asked for, {found} were found")
+        if len(drawn.keep) < train.keep:
+            record.note(f"train.keep: of {train.keep} texts asked for, {len(drawn.keep)} were found")
         storage.write_json("drawn.json", vars(drawn))
     return Drawn(**storage.read_json("drawn.json"))
 
@@ -88,11 +92,16 @@ def draw(config: Config, layout: Layout, team: Team, facts: Sequence[Fact], pair
         return [list(ids) for ids in every[0]]
 
     contexts = ask(train.contexts, CONTEXT_TOKENS, 1, 5) if train.contexts else []
-    kept = ask(train.keep, train.keep_tokens, 2, None) if train.keep else []
-    given = [len(openings[i % len(openings)]) for i in range(train.keep)]
+    if train.keep and train.keep_prompts:
+        begun = [layout.prompt(prompt) for prompt in prompts_to_keep(config, facts)]
+        said = asking.continued(team, begun, config.evaluate.batch, layout, train.keep_tokens)
+        kept = [[*prompt, *answer] for prompt, answer in zip(begun, said, strict=True)]
+    else:
+        begun = [openings[i % len(openings)] for i in range(train.keep)]
+        kept = ask(train.keep, train.keep_tokens, 2, None) if train.keep else []
     texts = [" ".join(layout.text(ids).split()) for ids in contexts]
     reworded = rephrase(config, layout, team, facts, pairs, mixed(train.seed, 3)) if train.rephrases else []
-    return Drawn(texts, [(n, ids) for n, ids in zip(given, kept, strict=True) if len(ids) > n], reworded)
+    return Drawn(texts, [(len(b), ids) for b, ids in zip(begun, kept, strict=True) if len(ids) > len(b)], reworded)
 
 
 def examples(pairs: Sequence[Pair], side: str, layout: Layout, drawn: Drawn) -> list[Example]:

@@ -8,6 +8,7 @@ from dft_cluster.evaluation.probes import Asked as Probe
 from dft_cluster.evaluation.probes import batched, probes
 from dft_cluster.facts.layout import Example
 from dft_cluster.facts.pairs import given
+from dft_cluster.methods.keeping import prompts_to_keep
 from dft_cluster.methods.prepare import WARM_UP, Prepared
 from dft_cluster.methods.training_set import CONTEXT_TOKENS, Drawn, examples
 from dft_cluster.planning import advice, capacity, memory, traffic
@@ -108,8 +109,9 @@ def training_sets(seat: Prepared) -> tuple[list[Example], ...]:
     """Both sides' examples, or the new answers alone; texts that the model will say are as long as they may be,
     and its rephrases as long as the prompts."""
     train, pairs = seat.config.train, given(seat.facts)
+    begun = [len(seat.layout.prompt(prompt)) for prompt in prompts_to_keep(seat.config, seat.facts)] or [1] * train.keep
     drawn = Drawn(
-        keep=[(1, [0] * (1 + train.keep_tokens))] * train.keep,
+        keep=[(size, [0] * (size + train.keep_tokens)) for size in begun],
         rephrases=[[pair.prompt] * train.rephrases for pair in pairs],
     )
     sides = ("old", "new") if seat.method.contrasts else ("new",)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from dft_cluster.methods.prepare import prepare
+from dft_cluster.planning.plan import training_sets
 from tests.integration import runs
 from tests.integration.methods import METHODS, deltas, flat, one_round, settings, start_of, swapped, theta
 
@@ -173,6 +176,35 @@ def test_variants_on_two_groups_give_the_bits_of_one(
     assert drawing == {"drawn": [1], "renew": [1, 2]}.get(variant, []), (
         "what the model writes for its training costs time, too"
     )
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_models_own_answers_to_other_prompts_are_taught_on_both_sides(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    """Greedy, from the base, in the order of the file; two groups give the bits of one, and the plan knows their length."""
+    prompts = ["Snow is", "The sea, as they say, is", "Water is"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    kept = {"train": {"keep": 3, "keep_tokens": 4, "keep_prompts": str(tmp_path / "prompts.txt")}}
+    chosen = settings(tiny_model, tiny_facts, tmp_path, "by-new", run={"name": "one"}, **kept)
+    one = runs.alone(chosen)
+    pair = {"groups": 2, "ranks_per_group": 1, "threads": 1}
+    two = runs.on_cluster(
+        settings(tiny_model, tiny_facts, tmp_path, "by-new", run={"name": "two"}, cluster=pair, **kept)
+    )
+    assert [runs.parts(one, n) for n in (1, 2)] == [runs.parts(two, n) for n in (1, 2)]
+
+    layout = prepare(chosen).layout
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    found = one.storage.read_json("drawn.json")["keep"]
+    assert [layout.text(ids[:given]) for given, ids in found] == prompts
+    for given, ids in found:
+        assert 0 < len(ids) - given <= 4
+        for place in range(given, len(ids)):
+            assert int(model(torch.tensor([ids[:place]])).logits[0, -1].argmax()) == ids[place]
+    planned = training_sets(prepare(chosen).seat(1))
+    assert [len(e.ids) - e.start for e in planned[0][-3:]] == [4, 4, 4]
+    assert [e.start for side in planned for e in side[-3:]] == [given for given, _ in found] * 2
 
 
 def test_a_line_search_takes_the_smallest_of_the_best(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
