@@ -144,6 +144,8 @@ class Weights:
 
     def threshold(self, score: Tensor, top: float) -> float:
         """Above it lies about the share `top` of all elements."""
+        if top == 1:
+            return 0.0
         ordered = score[self.sample].sort(descending=True).values
         return max(float(ordered[int(top * len(ordered))]), 1e-45)
 
