@@ -1,5 +1,6 @@
 """One rank: everything a process of a group does, one verb at a time. Knows neither Ray nor the order of a round."""
 
+import gc
 import resource
 import socket
 from collections.abc import Mapping, Sequence
@@ -290,11 +291,13 @@ class Rank(Editing):
 
     def leave(self) -> None:
         """Leaves the world; the process may then end."""
-        self._pair = None
+        self._pair = self._core = self._opened = None
         if self._engine is not None:
             self._engine.close()
+            self._engine = None
         leave()
         self.tidy()
+        gc.collect()  # weights and sockets go now, and not some time later
 
     def tidy(self) -> None:
         """Leaves no file behind on this node."""

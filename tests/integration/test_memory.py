@@ -39,7 +39,7 @@ def test_the_delicate_step_costs_eight_bytes_an_element(tmp_path: Path, stage: i
         {
             "model": {"name": str(model)},
             "facts": {"path": str(tiny.facts_file(tmp_path))},
-            "train": {"zero_stage": stage},
+            "train": {"zero_stage": stage, "epochs": 1},
             "method": {"top": 0.05},
         }
     )
