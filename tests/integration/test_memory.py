@@ -39,7 +39,7 @@ def test_the_delicate_step_costs_eight_bytes_an_element(tmp_path: Path, stage: i
         {
             "model": {"name": str(model)},
             "facts": {"path": str(tiny.facts_file(tmp_path))},
-            "train": {"zero_stage": stage, "epochs": 1},
+            "train": {"zero_stage": stage, "epochs": 2},
             "method": {"top": 0.05},
         }
     )
@@ -47,7 +47,7 @@ def test_the_delicate_step_costs_eight_bytes_an_element(tmp_path: Path, stage: i
     weights = prepared.parameters
     elements = sum(p.numel for p in weights)
     assert 4 * elements > 150 << 20, "large enough to tell 64 MiB from what the method keeps"
-    examples = [Example(tuple(range(i, i + 12)), 8, 12) for i in range(1, 9)]
+    examples = [Example(tuple(range(i, i + 12)), 8, 12) for i in range(1, 5)]
     source = Source(ModelSettings(name=str(model)))
 
     plain = ActorTeam([Eyes.crew(1)], 300, silent)
