@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from dft_cluster.comparison.loading import load
 from dft_cluster.comparison.results import Cell
-from dft_cluster.comparison.run import Comparison, read_data
+from dft_cluster.comparison.run import Comparison
 from dft_cluster.comparison.search import Search, halve
 from dft_cluster.comparison.settings import CompareSettings, sections
 from dft_cluster.comparison.trials import _Bench
@@ -72,38 +71,37 @@ def _turn(task: Task) -> tuple[int, bool]:
     return (1 if early else {"warm": 0, "search": 2, "cell": 3}[task.kind], not task.slow)
 
 
-@contextmanager
-def _alone(settings: CompareSettings, number: str) -> Iterator[Comparison]:
+def _own(settings: CompareSettings, name: str) -> Comparison:
     """The comparison as this process sees it, read once."""
     if not _made:
         _made.append(Comparison(settings, in_this_process, Console(), Path(tempfile.mkdtemp(prefix="dft-beside-"))))
-    _made[0].console = _made[0].runs.console = Console(lambda text: print(f"{number}: {text}", flush=True))
-    yield _made[0]
+    _made[0].console = _made[0].runs.console = Console(lambda text: print(f"{name}: {text}", flush=True))
+    return _made[0]
 
 
 def do(settings: CompareSettings, task: Task, searches: dict[str, Any]) -> Any:
     """One task, in a process of the pool."""
-    with _alone(settings, ".".join(map(str, task.labels))) as comparison:
-        if task.kind == "warm":
-            model, data, key = task.labels
-            parted = comparison.splits[data]
-            facts = parted.development if key == "development" else parted.reported
-            seed = settings.seeds[0] if key == "development" else key
-            comparison.runs.warm(sections(settings, model, data), seed, f"{model}.{data}.{key}", facts)
-            return None
-        if task.kind == "search":
-            model, data, method = task.labels
-            assert comparison.searches is not None
-            search = comparison.searches.search
-            bench = _Bench(comparison.searches, model, data, method)
-            found = Search.from_json(searches[".".join(task.labels)]) if ".".join(task.labels) in searches else Search()
-            return halve(
-                search, search.over[method], comparison.splits[data].development, bench, found, lambda: None
-            ).to_json()
-        if comparison.searches is not None:
-            comparison.searches.found |= {name: Search.from_json(one) for name, one in searches.items()}
-        row = comparison._run(Cell(*task.labels))
-        return {"status": row.status, "reason": row.reason}
+    comparison = _own(settings, ".".join(map(str, task.labels)))
+    if task.kind == "warm":
+        model, data, key = task.labels
+        parted = comparison.splits[data]
+        facts = parted.development if key == "development" else parted.reported
+        seed = settings.seeds[0] if key == "development" else key
+        comparison.runs.warm(sections(settings, model, data), seed, f"{model}.{data}.{key}", facts)
+        return None
+    if task.kind == "search":
+        model, data, method = task.labels
+        assert comparison.searches is not None
+        search = comparison.searches.search
+        bench = _Bench(comparison.searches, model, data, method)
+        found = Search.from_json(searches[".".join(task.labels)]) if ".".join(task.labels) in searches else Search()
+        return halve(
+            search, search.over[method], comparison.splits[data].development, bench, found, lambda: None
+        ).to_json()
+    if comparison.searches is not None:
+        comparison.searches.found |= {name: Search.from_json(one) for name, one in searches.items()}
+    row = comparison._run(Cell(*task.labels))
+    return {"status": row.status, "reason": row.reason}
 
 
 def main() -> int:
@@ -117,7 +115,6 @@ def main() -> int:
     asked = asking.parse_intermixed_args()
     began = time.monotonic()
     settings = load(asked.config, asked.overrides)
-    read_data(settings)
     whole = Comparison(settings, in_this_process, Console(), Path("unused"))
     whole._look()
     whole.room.make()
