@@ -1,6 +1,6 @@
 """A comparison on one device, several of its runs beside each other, each in a process of its own and without Ray.
 
-    python -m benchmarks.beside CONFIG.yaml [dotted.key=value …] [--at-once 8] [--heavy 4] [--seconds 500]
+    python -m benchmarks.beside CONFIG.yaml [dotted.key=value …] [--at-once 8] [--heavy 4] [--seconds 500] [--only dft,full]
 
 The same folder, searches and cells as `jobs/compare.py` makes of the same config, which goes on from there. Small runs leave
 most of a large device idle; beside each other they fill it, and their seconds say nothing about the methods' cost. What is not
@@ -111,6 +111,7 @@ def main() -> int:
     asking.add_argument("--at-once", type=int, default=8)
     asking.add_argument("--heavy", type=int, default=4)
     asking.add_argument("--seconds", type=float, default=float("inf"))
+    asking.add_argument("--only", help="methods by label, with commas between them; the others are left")
     asking.add_argument("--tables", action="store_true", help="write the results at the end")
     asked = asking.parse_intermixed_args()
     began = time.monotonic()
@@ -123,7 +124,8 @@ def main() -> int:
     done = {Task("search", tuple(name.split("."))) for name in known}
     done |= {Task("cell", (c.model, c.data, c.method, c.seed)) for c, row in whole.rows.items() if row.finished}
     order = sorted(tasks(settings), key=_turn)
-    left = [task for task in order if task not in done]
+    only = asked.only.split(",") if asked.only else settings.methods
+    left = [task for task in order if task not in done and (task.kind == "warm" or task.labels[2] in only)]
     needed = {first for task in left for first in task.after}
     left = [task for task in left if task.kind != "warm" or task in needed]
     running: dict[Future[Any], Task] = {}

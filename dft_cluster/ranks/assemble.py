@@ -30,6 +30,11 @@ def assemble(
         )
     for pending in building:
         pending.wait()
+    if config.train.precision == "bf16" and device == "cpu" and not all(team.everyone.call(Rank.multiplies_bf16)):
+        team.notes.append(
+            "train.precision: bf16 on CPUs that have no instructions for it is emulated, and several times slower than fp32; "
+            "right would be train.precision=fp32"
+        )
     if not team.paired:
         return
     meetings = team.old.call(Rank.where)

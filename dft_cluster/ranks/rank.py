@@ -59,6 +59,11 @@ class Rank(Editing):
             probe.bind(("", 0))
             return self._address, probe.getsockname()[1]
 
+    def multiplies_bf16(self) -> bool:
+        """Whether this CPU has instructions for bf16 products."""
+        has = torch.cpu.get_capabilities()
+        return any(has.get(one, False) for one in ("avx512_bf16", "amx_bf16", "bf16"))
+
     def sees(self, uri: str, name: str, word: str, answer: str) -> bool:
         """Whether this rank reads in the run's storage what the driver wrote there; it writes the same beside it."""
         storage = Storage(uri)
