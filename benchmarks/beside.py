@@ -12,7 +12,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import product
@@ -22,9 +22,8 @@ from typing import Any
 from dft_cluster.comparison.loading import load
 from dft_cluster.comparison.results import Cell
 from dft_cluster.comparison.run import Comparison
-from dft_cluster.comparison.search import Search, halve
+from dft_cluster.comparison.search import Search
 from dft_cluster.comparison.settings import CompareSettings, sections
-from dft_cluster.comparison.trials import _Bench
 from dft_cluster.config_file import validate
 from dft_cluster.local import in_this_process
 from dft_cluster.runs.console import Console
@@ -71,17 +70,20 @@ def _turn(task: Task) -> tuple[int, bool]:
     return (1 if early else {"warm": 0, "search": 2, "cell": 3}[task.kind], not task.slow)
 
 
-def _own(settings: CompareSettings, name: str) -> Comparison:
+def _own(settings: CompareSettings, scratch: Path, name: str) -> Comparison:
     """The comparison as this process sees it, read once."""
     if not _made:
-        _made.append(Comparison(settings, in_this_process, Console(), Path(tempfile.mkdtemp(prefix="dft-beside-"))))
+        own = Path(tempfile.mkdtemp(dir=scratch))
+        _made.append(Comparison(settings, in_this_process, Console(), own))
     _made[0].console = _made[0].runs.console = Console(lambda text: print(f"{name}: {text}", flush=True))
     return _made[0]
 
 
-def do(settings: CompareSettings, task: Task, searches: dict[str, Any]) -> Any:
+def do(settings: CompareSettings, scratch: Path, task: Task, searches: dict[str, Any]) -> Any:
     """One task, in a process of the pool."""
-    comparison = _own(settings, ".".join(map(str, task.labels)))
+    comparison = _own(settings, scratch, ".".join(map(str, task.labels)))
+    if comparison.searches is not None:
+        comparison.searches.found |= {name: Search.from_json(one) for name, one in searches.items()}
     if task.kind == "warm":
         model, data, key = task.labels
         parted = comparison.splits[data]
@@ -92,16 +94,53 @@ def do(settings: CompareSettings, task: Task, searches: dict[str, Any]) -> Any:
     if task.kind == "search":
         model, data, method = task.labels
         assert comparison.searches is not None
-        search = comparison.searches.search
-        bench = _Bench(comparison.searches, model, data, method)
-        found = Search.from_json(searches[".".join(task.labels)]) if ".".join(task.labels) in searches else Search()
-        return halve(
-            search, search.over[method], comparison.splits[data].development, bench, found, lambda: None
-        ).to_json()
-    if comparison.searches is not None:
-        comparison.searches.found |= {name: Search.from_json(one) for name, one in searches.items()}
-    row = comparison._run(Cell(*task.labels))
+        return comparison.searches.go_on(model, data, method, lambda: None).to_json()
+    row = comparison.run(Cell(*task.labels))
     return {"status": row.status, "reason": row.reason}
+
+
+def left_to_do(settings: CompareSettings, done: set[Task], only: Collection[str]) -> list[Task]:
+    """In the order of their turns: the cells of these methods that are not done, and what those wait for."""
+    order = sorted(tasks(settings), key=_turn)
+    left = {task for task in order if task.kind == "cell" and task.labels[2] in only} - done
+    left |= {first for task in left for first in task.after} - done
+    left |= {first for task in left for first in task.after} - done
+    return [task for task in order if task in left]
+
+
+def finished(whole: Comparison) -> set[Task]:
+    """What an earlier start has done."""
+    known = [name for name, one in whole.searches.found.items() if one.ended] if whole.searches else []
+    done = {Task("search", tuple(name.split("."))) for name in known}
+    return done | {Task("cell", (c.model, c.data, c.method, c.seed)) for c, row in whole.rows.items() if row.finished}
+
+
+def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> bool:
+    """Whether everything was begun in time."""
+    began, searches, done = time.monotonic(), whole.searches, finished(whole)
+    left = left_to_do(whole.settings, done, asked.only.split(",") if asked.only else whole.settings.methods)
+    running: dict[Future[Any], Task] = {}
+    with ProcessPoolExecutor(asked.at_once, multiprocessing.get_context("spawn")) as pool:
+        while left or running:
+            in_time = time.monotonic() - began < asked.seconds
+            for task in list(left):
+                full = task.heavy and sum(t.heavy for t in running.values()) >= asked.heavy
+                if in_time and len(running) < asked.at_once and task.after <= done and not full:
+                    left.remove(task)
+                    found = {name: one.to_json() for name, one in searches.found.items()} if searches else {}
+                    running[pool.submit(do, whole.settings, scratch, task, found)] = task
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task = running.pop(future)
+                done.add(task)
+                if task.kind == "search" and searches is not None:
+                    searches.found[".".join(task.labels)] = Search.from_json(future.result())
+                    searches.keep()
+                told = future.result() if task.kind == "cell" else ""
+                seconds = time.monotonic() - began
+                print(f"[{seconds:6.1f} s] {task.kind} {task.labels} {told}; {len(left)} left", flush=True)
+    return not left
 
 
 def main() -> int:
@@ -114,48 +153,15 @@ def main() -> int:
     asking.add_argument("--only", help="methods by label, with commas between them; the others are left")
     asking.add_argument("--tables", action="store_true", help="write the results at the end")
     asked = asking.parse_intermixed_args()
-    began = time.monotonic()
-    settings = load(asked.config, asked.overrides)
-    whole = Comparison(settings, in_this_process, Console(), Path("unused"))
-    whole._look()
-    whole.room.make()
-    searches = whole.searches
-    known = [name for name, one in searches.found.items() if one.ended] if searches else []
-    done = {Task("search", tuple(name.split("."))) for name in known}
-    done |= {Task("cell", (c.model, c.data, c.method, c.seed)) for c, row in whole.rows.items() if row.finished}
-    order = sorted(tasks(settings), key=_turn)
-    only = asked.only.split(",") if asked.only else settings.methods
-    left = [task for task in order if task not in done and (task.kind == "warm" or task.labels[2] in only)]
-    needed = {first for task in left for first in task.after}
-    left = [task for task in left if task.kind != "warm" or task in needed]
-    running: dict[Future[Any], Task] = {}
-    with ProcessPoolExecutor(asked.at_once, multiprocessing.get_context("spawn")) as pool:
-        while left or running:
-            in_time = time.monotonic() - began < asked.seconds
-            for task in list(left):
-                full = task.heavy and sum(t.heavy for t in running.values()) >= asked.heavy
-                if in_time and len(running) < asked.at_once and task.after <= done and not full:
-                    left.remove(task)
-                    found = {name: one.to_json() for name, one in searches.found.items()} if searches else {}
-                    running[pool.submit(do, settings, task, found)] = task
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
-                done.add(task)
-                if task.kind == "search" and searches is not None:
-                    searches.found[".".join(task.labels)] = Search.from_json(future.result())
-                    searches._keep()
-                told = future.result() if task.kind == "cell" else ""
-                print(
-                    f"[{time.monotonic() - began:6.1f} s] {task.kind} {task.labels} {told}; {len(left)} left",
-                    flush=True,
-                )
-    if asked.tables:
-        found = Comparison(settings, in_this_process, Console(), Path(tempfile.mkdtemp(prefix="dft-beside-")))
-        found._look()
-        found._write()
-    return 1 if left else 0
+    with tempfile.TemporaryDirectory(prefix="dft-beside-") as name:
+        whole = Comparison(load(asked.config, asked.overrides), in_this_process, Console(), Path(name))
+        whole.look()
+        whole.room.make()
+        all_begun = to_the_end(whole, asked, Path(name))
+        if asked.tables:
+            whole.look()
+            whole.write()
+    return 0 if all_begun else 1
 
 
 if __name__ == "__main__":

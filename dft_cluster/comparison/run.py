@@ -82,26 +82,26 @@ class Comparison:
         for label, parted in self.splits.items():
             for note in parted.notes:
                 self.console.say(f"{label}: {note}")
-        self._look()
+        self.look()
         ran = any(row.status != "finished" for row in self.rows.values())
         if ran:
             before()
         self.room.make()
         if self.searches is not None:
-            self.searches.to_the_end(self._write)
+            self.searches.to_the_end(self.write)
         for number, (cell, row) in enumerate(self.rows.items(), 1):
             if row.status == "finished":
                 self.console.say(f"cell {number} of {len(self.rows)}: {cell.name} is finished")
             else:
                 self.console.say(f"cell {number} of {len(self.rows)}: {cell.name}")
-                self.rows[cell] = self._run(cell)
-                self._write()
-        found = self._write()
+                self.rows[cell] = self.run(cell)
+                self.write()
+        found = self.write()
         if ran or not self.room.exists(TRACKED):
             track(self.settings, self.room, found)
         return found
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """What is finished already; what was begun with other settings is refused, all of it at once."""
         problems = self.searches.take_up() if self.searches else []
         for cell in self.rows:
@@ -125,7 +125,7 @@ class Comparison:
     def _warm_name(cell: Cell) -> str:
         return f"{cell.model}.{cell.data}.{cell.seed}"
 
-    def _run(self, cell: Cell) -> Row:
+    def run(self, cell: Cell) -> Row:
         facts, labels = self.splits[cell.data].reported, (cell.model, cell.data, cell.method)
         if self.searches is not None and not self.searches.done(*labels):
             reason = f"its search came to no setting: {self.searches.failure(*labels)}"
@@ -149,7 +149,7 @@ class Comparison:
         outcomes = reading.outcomes(record)
         return Row(cell, "finished", told["stop_reason"], told["final"], cost, points, outcomes, by_round)
 
-    def _write(self) -> dict[str, Any]:
+    def write(self) -> dict[str, Any]:
         told = self.searches.told() if self.searches else {}
         found = results.gather(self.settings, self.splits, list(self.rows.values()), told)
         writing.write(self.room, found)

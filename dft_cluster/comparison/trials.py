@@ -56,11 +56,13 @@ class Searches:
         for name, model, data, method in self._each():
             if not self.found[name].ended:
                 self.runs.console.say(f"searching settings of {name}")
-                bench = _Bench(self, model, data, method)
-                halve(
-                    self.search, self.search.over[method], self.development[data], bench, self.found[name], self._keep
-                )
+                self.go_on(model, data, method, self.keep)
                 after_each()
+
+    def go_on(self, model: str, data: str, method: str, keep: Callable[[], Any]) -> Search:
+        """One search from where it stands to its end; `keep` is called after every trial."""
+        bench, found = Bench(self, model, data, method), self.found[f"{model}.{data}.{method}"]
+        return halve(self.search, self.search.over[method], self.development[data], bench, found, keep)
 
     def done(self, model: str, data: str, method: str) -> bool:
         found = self._of(model, data, method)
@@ -105,7 +107,7 @@ class Searches:
             "facts": fingerprint_of(self.development[data]),
         }
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
         asked = {name: self._asked(*labels) for name, *labels in self._each()}
         self.runs.room.write_json(FILE, {**self.told(), "asked": asked})
 
@@ -116,7 +118,7 @@ def _said(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**sections, "facts": {k: v for k, v in tree["facts"].items() if k not in PLACES["facts"]}}
 
 
-class _Bench:
+class Bench:
     """Measures settings of one method; called with a trial's number, its setting and its facts."""
 
     def __init__(self, searches: Searches, model: str, data: str, method: str) -> None:

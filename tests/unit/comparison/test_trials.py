@@ -35,7 +35,7 @@ def test_a_trial_costs_its_seconds_times_its_ranks_and_no_warm_up(
     settings = checked({**tree, "search": {"over": {"dft": {"train.lr": [1e-4]}}}})
     assert settings.search is not None
     facts = [Fact("a", "Where?", "here", "there")]
-    bench = trials._Bench(trials.Searches(settings, settings.search, {"d": facts}, runs), "m", "d", "dft")
+    bench = trials.Bench(trials.Searches(settings, settings.search, {"d": facts}, runs), "m", "d", "dft")
     measured, cost = bench(0, {"train.lr": 1e-4}, facts)
     assert measured == {1: dict.fromkeys(scores, 50.0)}
     assert cost == 4 * seconds

@@ -1,0 +1,38 @@
+"""A comparison made by several processes beside each other is the one that a single driver makes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests.integration import comparisons
+from tests.integration.comparisons import Launches
+
+
+def test_runs_beside_each_other_leave_nothing_to_do(tiny_model: Path, tmp_path: Path) -> None:
+    tree = comparisons.small(tiny_model, tmp_path)
+    tree["base"]["warmup"] = {"epochs": 1}
+    del tree["base"]["converge"]
+    tree["search"] = {"facts": 4, "trials": 2, "rungs": 1, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
+    file = tmp_path / "comparison.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+    def beside(*more: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.beside", str(file), "--at-once", "2", *more],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return [line.split("] ", 1)[1].split(" {")[0] for line in done.stdout.splitlines() if line.startswith("[ ")]
+
+    [warm, cell] = beside("--only", "dft")
+    assert warm.startswith("warm ('tiny', 'places', 0)")
+    assert cell.startswith("cell ('tiny', 'places', 'dft', 0)")
+    *_, search, last = beside("--tables")
+    assert search.startswith("search ('tiny', 'places', 'full')")
+    assert last.startswith("cell ('tiny', 'places', 'full', 0)")
+    assert (tmp_path / "runs" / "both" / "comparison.md").exists()
+    launches = Launches()
+    found = comparisons.run(tree, launches)
+    assert launches.runs == []
+    assert [row["status"] for row in found["cells"]] == ["finished", "finished"]
