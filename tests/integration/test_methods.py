@@ -1,28 +1,19 @@
 """Every method through the whole run: its defining equation, the patch it leaves, and going on after a crash."""
 
 import json
-import math
-import re
-from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dft_cluster.cluster.actors import ActorGroup
 from dft_cluster.cluster.job import main
 from dft_cluster.errors import InputError
-from dft_cluster.methods import rome
 from dft_cluster.methods.full import Full, go_on
-from dft_cluster.methods.job import RoundRefusedError
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.models.structure import parameters
 from dft_cluster.patch import Folder, apply, fingerprint, inspect
-from dft_cluster.ranks.rank import Rank
 from dft_cluster.training.engine import Engine
 from tests import tiny
 from tests.integration import runs
@@ -123,28 +114,6 @@ def test_learning_after_forgetting_is_plain_fine_tuning_from_there(
         assert torch.equal(weight, tuned[name]), name
 
 
-def test_the_text_that_keys_are_measured_on_is_told_and_when_it_is_too_little(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path
-) -> None:
-    def told(words: int, name: str) -> list[str]:
-        file = tmp_path / f"{words}.txt"
-        file.write_text("\n\n".join(["red"] * words))
-        said: list[str] = []
-        run = settings(tiny_model, tiny_facts, tmp_path, "rome", editing={"covariance": str(file)}, run={"name": name})
-        runs.alone(run, said.append)
-        return [line.split("] ", 1)[1] for line in said if "covariance" in line]
-
-    tokens = len(tiny.tokenizer()("red").input_ids)
-    source, warning, done = told(3, "little")
-    assert source == f"covariance of the keys: {3 * tokens} tokens, 3 texts of {tmp_path / '3.txt'}"
-    assert f"too little text, {3 * tokens} tokens for keys of width 64;" in warning
-    assert done.startswith("covariance of layer ") and done.endswith(": 3 of 3, 0 s left")
-    _, done = told(64, "enough")
-    assert done.endswith(": 64 of 64, 0 s left")
-    _, kept = told(64, "again")
-    assert re.search(r": kept from an earlier run, which took \d+ s to measure it$", kept)
-
-
 @pytest.mark.parametrize("method", ["ft_c", "ft_c-layer"])
 def test_no_weight_leaves_the_bound(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str) -> None:
     start = start_of(tiny_model)
@@ -198,24 +167,6 @@ def test_the_bound_holds_when_the_weights_are_cut_up(tiny_model: Path, tiny_fact
         assert 0 < (found[name] - start[name]).abs().max() <= 1e-3 + 1e-7
     near = torch.cat([(found[name] - alone[name]).abs().flatten() for name in start])
     assert near.quantile(0.95) < 2e-4, "the same training, added up in another order"
-
-
-@pytest.mark.usefixtures("cluster")
-def test_the_values_of_all_facts_are_sought_by_all_ranks(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shares: list[list[int]] = []
-    start_each = ActorGroup.start_each
-
-    def counted(group: ActorGroup, verb: Any, arguments: Any) -> Any:
-        if verb.__name__ == "seek_values":
-            shares.append([len(requests) for requests, *_ in arguments])
-        return start_each(group, verb, arguments)
-
-    monkeypatch.setattr(ActorGroup, "start_each", counted)
-    pair = {"groups": 1, "ranks_per_group": 2, "threads": 1}
-    runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, "memit", cluster=pair))
-    assert shares == [[4, 4]], "eight facts"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -281,54 +232,6 @@ def test_what_needs_no_old_side_has_all_ranks_in_one_group(tiny_model: Path, tin
         assert torch.equal(weight, found[1][name]), name
 
 
-@pytest.mark.parametrize(("precision", "stage"), [("fp32", 1), ("bf16", 2)])
-def test_rome_gives_the_sought_value_for_the_mean_key_by_a_change_of_rank_one(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: int
-) -> None:
-    """A whole run: W k* = v* in the masters of the finished round, with k* read anew by other hands."""
-    asked: dict[str, Any] = {}
-    solve, draw = Rank.solve_rank_one, rome.prefixes
-
-    @wraps(solve)
-    def solved(rank: Rank, layer: int, key: torch.Tensor, given: torch.Tensor, value: torch.Tensor) -> Any:
-        asked.update(layer=layer, key=key, value=value)
-        return solve(rank, layer, key, given, value)
-
-    def drawn(*arguments: Any) -> list[str]:
-        asked["prefixes"] = draw(*arguments)
-        return list(asked["prefixes"])
-
-    monkeypatch.setattr(Rank, "solve_rank_one", solved)
-    monkeypatch.setattr(rome, "prefixes", drawn)
-    config = settings(
-        tiny_model, tiny_facts, tmp_path, "rome",
-        facts={"limit": 1}, train={"precision": precision, "zero_stage": stage},
-    )  # fmt: skip
-    record = runs.alone(config)
-    name = f"model.layers.{asked['layer']}.mlp.down_proj.weight"
-    before, after = (theta(record, tiny_model, number)[name].double() for number in (0, 1))
-    key, value = asked["key"].double(), asked["value"].double()
-    assert float((after @ key - value).norm() / value.norm()) < 1e-4
-    assert float((before @ key - value).norm() / value.norm()) > 1e-2, "the value was to be reached"
-    sizes = torch.linalg.svdvals(after - before)
-    assert float(sizes[1] / sizes[0]) < 1e-5
-
-    [fact] = prepare(config).facts
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    read: list[torch.Tensor] = []
-    model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(lambda _, given: read.append(given[0]))
-    begin = fact.prompt.index(fact.subject) + len(fact.subject)
-    wordings = [fact.prompt, *(f"{prefix}. {fact.prompt}" for prefix in asked["prefixes"])]
-    for wording in wordings:
-        upto = wording[: len(wording) - len(fact.prompt) + begin]
-        with torch.no_grad():
-            model(input_ids=torch.tensor([tiny.tokenizer()(upto).input_ids]))
-    mean = torch.stack([inputs[0, -1] for inputs in read]).mean(0).double()
-    assert len(read) == 1 + config.editing.key_contexts
-    near = 1e-5 if precision == "fp32" else 0.03
-    assert float((mean - key).norm() / key.norm()) < near
-
-
 @pytest.mark.parametrize("family", [name for name in tiny.ARCHITECTURES if name != "llama"])
 def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: str) -> None:
     """Whatever a family calls its parts: each method changes what it says it changes, and leaves a patch of it."""
@@ -355,90 +258,6 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
             assert 1 <= len(reached) <= 2, method
         else:
             assert len(reached) > len(start) / 2, method
-
-
-@pytest.mark.parametrize(("precision", "stage"), [("fp32", 1), ("bf16", 2)])
-def test_memit_changes_the_masters_by_the_closed_form(
-    tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: int
-) -> None:
-    """A whole run against R Kᵀ (λC + K Kᵀ)⁻¹ solved directly in float64, layer by layer."""
-    solve, edit = Rank.solve_closed_form, Rank.edit
-    wanted: dict[int, torch.Tensor] = {}
-
-    @wraps(solve)
-    def solved(rank: Rank, layer: int, keys: torch.Tensor, weight: float) -> Any:
-        k = keys.double()
-        wanted[layer] = k.T @ torch.linalg.inv(weight * rank._solid(layer).double() + k @ k.T)
-        return solve(rank, layer, keys, weight)
-
-    @wraps(edit)
-    def edited(rank: Rank, layer: int, missing: torch.Tensor, factor: torch.Tensor) -> None:
-        wanted[layer] = missing.double() @ wanted[layer]
-        edit(rank, layer, missing, factor)
-
-    monkeypatch.setattr(Rank, "solve_closed_form", solved)
-    monkeypatch.setattr(Rank, "edit", edited)
-    train = {"precision": precision, "zero_stage": stage}
-    model = tiny.architecture("llama", tmp_path / "model", layers=4)
-    chosen = {"name": "memit", "layers": [0, 1, 2]}  # of the last block nothing reads what it gives at the subject
-    # So little covariance that the keys of so small a model count beside it.
-    editing = {**METHODS["memit"]["editing"], "covariance_weight": 0.5, "clamp": 20.0}
-    record = runs.alone(settings(model, tiny_facts, tmp_path, "memit", method=chosen, train=train, editing=editing))
-    before, after = (theta(record, model, number) for number in (0, 1))
-    assert sorted(wanted) == chosen["layers"]
-    for layer, change in wanted.items():
-        name = f"model.layers.{layer}.mlp.down_proj.weight"
-        found = after[name].double() - before[name].double()
-        assert float(change.norm()) > 1e-4
-        assert float((found - change).norm() / change.norm()) < 1e-3
-
-
-@pytest.mark.parametrize("method", ["rome", "memit"])
-def test_a_value_that_is_lost_costs_nothing(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    """ROME has edited the live weights by then; what was written is as it was, and the same command goes on."""
-    seek, sought = Rank.seek_values, []
-
-    @wraps(seek)
-    def lost(rank: Rank, requests: Any, *rest: Any) -> Any:
-        found = seek(rank, requests, *rest)
-        sought.append(found)
-        return replace(found, losses=[math.nan] * len(found.losses)) if len(sought) == 2 else found
-
-    config = settings(tiny_model, tiny_facts, tmp_path, method, editing={**METHODS[method]["editing"], "batch": 4})
-    with monkeypatch.context() as patched:
-        patched.setattr(Rank, "seek_values", lost)
-        with pytest.raises(RoundRefusedError, match=r"round 1: the value of tiny-\d.* was lost"):
-            runs.alone(config)
-    assert len(sought) == 2 and not list((tmp_path / "dft" / "checkpoints").rglob("*.safetensors"))
-    assert not (tmp_path / "dft" / "patch.safetensors").exists()
-    runs.alone(config)
-    runs.alone(
-        settings(tiny_model, tiny_facts, tmp_path, method, editing=config.editing.model_dump(), run={"name": "whole"})
-    )
-    again, whole = (inspect(tmp_path / name / "patch.safetensors").result_fingerprint for name in ("dft", "whole"))
-    assert again == whole
-
-
-def test_a_subject_that_is_not_in_its_prompt_is_told_before_anything_begins(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "elsewhere.jsonl"
-    records = [json.loads(line) for line in tiny_facts.read_text().splitlines()]
-    file.write_text("".join(json.dumps({**one, "subject": "Nowhere"}) + "\n" for one in records))
-    with pytest.raises(InputError, match=rf"in {len(records)} of {len(records)} facts it is not"):
-        prepare(settings(tiny_model, file, tmp_path, "memit"))
-
-
-def test_text_that_is_no_text_is_refused_before_anything_begins(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "text.txt"
-    for content, said in ((b"caf\xe9 au lait", "line 1: byte 0xe9 is not UTF-8"), (b" \n\n ", "the file is empty")):
-        file.write_bytes(content)
-        with pytest.raises(InputError, match=rf"editing\.covariance: .*{said}"):
-            prepare(settings(tiny_model, tiny_facts, tmp_path, "rome", editing={"covariance": str(file)}))
 
 
 @pytest.mark.parametrize(
