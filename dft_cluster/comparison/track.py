@@ -10,6 +10,7 @@ from dft_cluster.comparison.reading import Json
 from dft_cluster.comparison.settings import CompareSettings
 from dft_cluster.comparison.tables import flat, searches, tables
 from dft_cluster.runs.storage import Storage
+from dft_cluster.runs.track import end
 
 FILE = "wandb.json"
 
@@ -31,7 +32,7 @@ def track(settings: CompareSettings, room: Storage, found: Json) -> None:
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
     folder = room.local or Path(tempfile.mkdtemp(prefix="dft-wandb-"))
     run = wandb.init(
-        mode=mode, project=settings.track.project, name=settings.run.name, job_type="comparison",
+        mode=mode, reinit="create_new", project=settings.track.project, name=settings.run.name, job_type="comparison",
         id=room.read_json(FILE)["id"], resume="allow" if mode == "online" else None,
         tags=list(settings.track.tags), config=found["settings"], dir=str(folder),
         settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True),
@@ -43,7 +44,7 @@ def track(settings: CompareSettings, room: Storage, found: Json) -> None:
         run.log({name: wandb.Table(columns=columns, data=[list(row) for row in one.rows])})
     columns, rows = flat(found)
     run.log({"cells": wandb.Table(columns=columns, data=rows)})
-    run.finish()
+    end(run)
     if room.local is None:
         room.put(folder / "wandb", "wandb")
         shutil.rmtree(folder)

@@ -30,6 +30,7 @@ class Tracker:
         self._folder = storage.local or Path(tempfile.mkdtemp(prefix="dft-wandb-"))
         self._run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
+            reinit="create_new",  # beside what the caller of `update` tracks in this process
             project=config.track.project,
             name=config.run.name,
             id=identity["wandb_id"],
@@ -91,7 +92,7 @@ class Tracker:
     def close(self) -> None:
         if self._run is None:
             return
-        self._run.finish()
+        end(self._run)
         self._run = None
         self._bring()
         if self._storage.local is None:
@@ -101,6 +102,15 @@ class Tracker:
         """Where the run's folder is no folder here: what there is by now goes to its place, lest it goes with this machine."""
         if self._storage.local is None:
             self._storage.put(self._folder / "wandb", "wandb")
+
+
+def end(run: Any) -> None:
+    """Finishes a W&B run and waits until its file is whole: `finish` alone returns while W&B's service still writes the end."""
+    import wandb
+
+    run.finish()
+    if wandb.run is None:  # of this process's own runs none needs the service any more
+        wandb.teardown()
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -172,8 +172,7 @@ def read_wandb(folder: Path) -> tuple[list[dict[str, object]], list[tuple[str, s
                 at += 32768 - at % 32768
                 continue
             size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-            if at + 7 + size > len(content):
-                break  # still being written
+            assert at + 7 + size <= len(content), "cut short"
             held += content[at + 7 : at + 7 + size]
             at += 7 + size
             if kind in (1, 4):  # a whole record, or the last piece of one
