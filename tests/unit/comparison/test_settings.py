@@ -9,7 +9,8 @@ from dft_cluster.comparison.settings import config_of, dotted, laid, sections
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 
-CONFIGS = sorted((Path(__file__).parents[3] / "jobs" / "configs").glob("compare_*.yaml"))
+ROOT = Path(__file__).parents[3]
+CONFIGS = sorted((ROOT / "jobs" / "configs").glob("compare_*.yaml"))
 TREE = {"models": {"m": {}}, "data": {"d": {}}, "methods": {"dft": {}, "full": {"method": {"name": "full"}}}}
 
 
@@ -185,6 +186,25 @@ def test_the_projects_own_comparisons(file):
     assert named == {"dft", "full", "lora", "ft_c", "f_learning", "interpolate", "rome", "memit"}
     if settings.search is not None:
         assert settings.search.over.keys() | settings.search.like.keys() == settings.methods.keys()
+
+
+@pytest.mark.parametrize("data", ["zsre", "counterfact"])
+def test_the_cells_of_the_small_table_have_settings_of_its_search(data):
+    """Chosen on development facts elsewhere: every value stands in the grid, or is the table's own."""
+    whole, chosen = (
+        load(ROOT / "jobs/configs/compare_smollm2_table1.yaml"),
+        load(ROOT / f"benchmarks/smollm2_table1_{data}.yaml"),
+    )
+    assert chosen.methods.keys() == whole.methods.keys()
+    for method, over in whole.search.over.items():
+        tree = validate(sections(chosen, "smollm2", data, method)).to_json()
+        for name, values in over.items():
+            section, _, key = name.partition(".")
+            if method != "rome":  # as its paper has it
+                assert tree[section][key] in values, name
+    for method in ("dft_new", "dft_same", "dft_random"):
+        own = {section: chosen.methods[method][section] for section in ("method", "train")}
+        assert own == {section: chosen.methods["dft"][section] for section in own}
 
 
 def test_there_are_six_of_them():
