@@ -116,10 +116,11 @@ def finished(whole: Comparison) -> set[Task]:
 
 
 def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> bool:
-    """Whether everything was begun in time."""
+    """Whether everything was begun in time and came to its end."""
     began, searches, done = time.monotonic(), whole.searches, finished(whole)
     left = left_to_do(whole.settings, done, asked.only.split(",") if asked.only else whole.settings.methods)
     running: dict[Future[Any], Task] = {}
+    failed = 0
     with ProcessPoolExecutor(asked.at_once, multiprocessing.get_context("spawn")) as pool:
         while left or running:
             in_time = time.monotonic() - began < asked.seconds
@@ -132,15 +133,16 @@ def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> b
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
+                task, result = running.pop(future), future.result()
                 done.add(task)
                 if task.kind == "search" and searches is not None:
-                    searches.found[".".join(task.labels)] = Search.from_json(future.result())
+                    searches.found[".".join(task.labels)] = Search.from_json(result)
                     searches.keep()
-                told = future.result() if task.kind == "cell" else ""
+                told = result if task.kind == "cell" else ""
+                failed += task.kind == "cell" and result["status"] != "finished"
                 seconds = time.monotonic() - began
                 print(f"[{seconds:6.1f} s] {task.kind} {task.labels} {told}; {len(left)} left", flush=True)
-    return not left
+    return not left and not failed
 
 
 def main() -> int:
@@ -157,11 +159,11 @@ def main() -> int:
         whole = Comparison(load(asked.config, asked.overrides), in_this_process, Console(), Path(name))
         whole.look()
         whole.room.make()
-        all_begun = to_the_end(whole, asked, Path(name))
+        all_done = to_the_end(whole, asked, Path(name))
         if asked.tables:
             whole.look()
             whole.write()
-    return 0 if all_begun else 1
+    return 0 if all_done else 1
 
 
 if __name__ == "__main__":

@@ -92,6 +92,8 @@ def in_this_process(prepared: Prepared, source: Source, console: Console) -> Ite
         )
         yield team
     finally:
-        team.close()
-        os.environ.clear()
-        os.environ.update(environment)
+        try:
+            team.close()
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)

@@ -44,7 +44,7 @@ def track(settings: CompareSettings, room: Storage, found: Json) -> None:
         run.log({name: wandb.Table(columns=columns, data=[list(row) for row in one.rows])})
     columns, rows = flat(found)
     run.log({"cells": wandb.Table(columns=columns, data=rows)})
-    end(run)
+    end(run, whole=room.local is None)
     if room.local is None:
         room.put(folder / "wandb", "wandb")
         shutil.rmtree(folder)

@@ -1,12 +1,13 @@
 """What is to stay: prompts that have nothing to do with the facts, to which the model should go on saying what it says now."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from dft_cluster.config import Config
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact
-from dft_cluster.facts.folding import plain
+from dft_cluster.facts.folding import occurrences, plain
 from dft_cluster.facts.readers import read
 
 
@@ -19,13 +20,19 @@ def prompts_to_keep(config: Config, facts: Sequence[Fact]) -> list[str]:
     asked = {plain(prompt) for fact in facts for prompt in _prompts(fact)}
     subjects = {plain(fact.subject) for fact in facts if fact.subject}
     there = dict.fromkeys(_read(train.keep_prompts))
-    apart = [p for p in there if plain(p) not in asked and not any(subject in plain(p) for subject in subjects)]
+
+    def is_apart(folded: str) -> bool:
+        # A subject is sought as whole words only where it stands at all: the second look is the dear one.
+        named = (subject for subject in subjects if subject in folded)
+        return folded not in asked and not any(occurrences(folded, subject) for subject in named)
+
+    apart = list(islice((prompt for prompt in there if is_apart(plain(prompt))), train.keep))
     if not apart:
         raise InputError(
             f"train.keep_prompts: of {len(there)} prompts in {train.keep_prompts} all are probes of the facts or name one of "
             "their subjects; right would be prompts that have nothing to do with them"
         )
-    return apart[: train.keep]
+    return apart
 
 
 def _prompts(fact: Fact) -> list[str]:

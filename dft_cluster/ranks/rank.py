@@ -297,12 +297,15 @@ class Rank(Editing):
     def leave(self) -> None:
         """Leaves the world; the process may then end."""
         self._pair = self._core = self._opened = None
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-        leave()
-        self.tidy()
-        gc.collect()  # weights and sockets go now, and not some time later
+        engine, self._engine = self._engine, None
+        try:
+            if engine is not None:
+                engine.close()
+        finally:
+            leave()
+            self.tidy()
+            del engine
+            gc.collect()  # weights and sockets go now, and not some time later
 
     def tidy(self) -> None:
         """Leaves no file behind on this node."""

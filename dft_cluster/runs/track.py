@@ -92,7 +92,7 @@ class Tracker:
     def close(self) -> None:
         if self._run is None:
             return
-        end(self._run)
+        end(self._run, whole=self._storage.local is None)
         self._run = None
         self._bring()
         if self._storage.local is None:
@@ -104,12 +104,16 @@ class Tracker:
             self._storage.put(self._folder / "wandb", "wandb")
 
 
-def end(run: Any) -> None:
-    """Finishes a W&B run and waits until its file is whole: `finish` alone returns while W&B's service still writes the end."""
+def end(run: Any, *, whole: bool) -> None:
+    """Finishes a W&B run; `whole` waits until its file is, for `finish` returns while W&B's service still writes the end.
+
+    That ends the service of this process, for whatever else it tracks, too: only where the files are to be copied at once,
+    which a job's driver does, and that tracks nothing else.
+    """
     import wandb
 
     run.finish()
-    if wandb.run is None:  # of this process's own runs none needs the service any more
+    if whole:
         wandb.teardown()
 
 

@@ -110,6 +110,6 @@ def gather(values: Tensor, places: Tensor) -> Tensor:
 def scatter(target: Tensor, places: Tensor, values: Tensor) -> None:
     """target[places] = values, in place."""
     if target.device.type == "cpu":
-        target.numpy()[places.numpy()] = values.numpy()
+        target.numpy()[places.cpu().numpy()] = values.cpu().numpy()  # masters lie here where they are offloaded
     else:
         target[places.to(target.device)] = values.to(target.device)

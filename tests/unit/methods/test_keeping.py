@@ -36,6 +36,13 @@ def test_no_probe_and_no_subject_of_the_facts_is_kept(tmp_path: Path) -> None:
     assert prompts_to_keep(keeping(file, 9), FACTS) == ["Water is", "Snow is", "Ice is"]
 
 
+def test_a_subject_within_a_word_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("The famous dish of Spain is\nThe US is\nThe artist said")
+    facts = [Fact(str(n), f"{subject} lies in", "A", "B", subject) for n, subject in enumerate(("US", "Art"))]
+    assert prompts_to_keep(keeping(file), facts) == ["The famous dish of Spain is", "The artist said"]
+
+
 def test_a_file_of_facts_gives_its_prompts(tmp_path: Path) -> None:
     file = tmp_path / "facts.jsonl"
     rows = [

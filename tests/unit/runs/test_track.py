@@ -1,17 +1,22 @@
-"""A W&B run is whole when it is closed."""
+"""A W&B run is whole when it is closed where its file is to go elsewhere; what others track in this process goes on."""
 
+import os
 from pathlib import Path
+from typing import Any
 
+import pytest
 import wandb
 
-from dft_cluster.runs.track import end
+from dft_cluster.config_file import validate
+from dft_cluster.runs.storage import Storage
+from dft_cluster.runs.track import Tracker, end
 
 
 def test_a_finished_run_lies_whole_on_disk(tmp_path: Path) -> None:
     run = wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(console="off", silent=True))
     for n in range(40):
         run.log({f"table-{n}": wandb.Table(columns=["a", "b"], data=[[i, "x" * 100] for i in range(200)])})
-    end(run)
+    end(run, whole=True)
     [file] = tmp_path.rglob("run-*.wandb")
     ended = file.stat().st_size
     wandb.teardown()
@@ -19,12 +24,18 @@ def test_a_finished_run_lies_whole_on_disk(tmp_path: Path) -> None:
     assert wandb.run is None
 
 
-def test_what_others_track_in_this_process_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reinit", ["default", "create_new"])
+def test_what_others_track_in_this_process_goes_on(tmp_path: Path, reinit: Any) -> None:
     quiet = wandb.Settings(console="off", silent=True)
-    theirs = wandb.init(mode="offline", dir=str(tmp_path / "theirs"), settings=quiet)
-    ours = wandb.init(mode="offline", dir=str(tmp_path / "ours"), settings=quiet, reinit="create_new")
-    end(ours)
-    assert wandb.run is theirs
+    theirs = wandb.init(mode="offline", dir=str(tmp_path / "theirs"), settings=quiet, reinit=reinit)
+    settings = validate({"track": {"wandb": "offline"}, "run": {"dir": str(tmp_path / "ours")}})
+    identity = {"wandb_id": "abcd1234", "config": {}, "fingerprints": {}, "versions": {}}
+    before = dict(os.environ)
+    Tracker(settings, Storage(str(tmp_path / "ours")), identity).close()
+    assert dict(os.environ) == before
     theirs.log({"loss": 1.0})
     theirs.finish()
-    assert list((tmp_path / "theirs").rglob("run-*.wandb"))
+    with wandb.init(mode="offline", dir=str(tmp_path / "theirs"), settings=quiet) as later:
+        later.log({"loss": 2.0})
+    wandb.teardown()
+    assert len(list((tmp_path / "theirs").rglob("run-*.wandb"))) == 2
