@@ -103,8 +103,8 @@ def left_to_do(settings: CompareSettings, done: set[Task], only: Collection[str]
     """In the order of their turns: the cells of these methods that are not done, and what those wait for."""
     order = sorted(tasks(settings), key=_turn)
     left = {task for task in order if task.kind == "cell" and task.labels[2] in only} - done
-    left |= {first for task in left for first in task.after} - done
-    left |= {first for task in left for first in task.after} - done
+    for _ in range(2):  # a cell waits for its search, and both for a warm-up
+        left |= {first for task in left for first in task.after} - done
     return [task for task in order if task in left]
 
 
