@@ -25,6 +25,7 @@ from dft_cluster.comparison.run import Comparison
 from dft_cluster.comparison.search import Search
 from dft_cluster.comparison.settings import CompareSettings, sections
 from dft_cluster.config_file import validate
+from dft_cluster.errors import InputError
 from dft_cluster.local import in_this_process
 from dft_cluster.runs.console import Console
 
@@ -157,6 +158,8 @@ def main() -> int:
     asked = asking.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="dft-beside-") as name:
         whole = Comparison(load(asked.config, asked.overrides), in_this_process, Console(), Path(name))
+        if asked.only and (unknown := set(asked.only.split(",")) - whole.settings.methods.keys()):
+            raise InputError(f"--only: {', '.join(sorted(unknown))}: none of {', '.join(whole.settings.methods)}")
         whole.look()
         whole.room.make()
         all_done = to_the_end(whole, asked, Path(name))

@@ -1,6 +1,5 @@
 """The comparison's table in Weights & Biases, offline without a key."""
 
-import os
 import secrets
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from dft_cluster.comparison.reading import Json
 from dft_cluster.comparison.settings import CompareSettings
 from dft_cluster.comparison.tables import flat, searches, tables
 from dft_cluster.runs.storage import Storage
-from dft_cluster.runs.track import end
+from dft_cluster.runs.track import begin, end
 
 FILE = "wandb.json"
 
@@ -27,16 +26,10 @@ def track(settings: CompareSettings, room: Storage, found: Json) -> None:
     if not room.exists(FILE):
         room.write_json(FILE, {"id": secrets.token_hex(4)})
 
-    mode = settings.track.wandb
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
     folder = room.local or Path(tempfile.mkdtemp(prefix="dft-wandb-"))
-    run = wandb.init(
-        mode=mode, reinit="create_new", project=settings.track.project, name=settings.run.name, job_type="comparison",
-        id=room.read_json(FILE)["id"], resume="allow" if mode == "online" else None,
-        tags=list(settings.track.tags), config=found["settings"], dir=str(folder),
-        settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True),
-    )  # fmt: skip
+    run = begin(
+        settings.track, folder, settings.run.name, room.read_json(FILE)["id"], found["settings"], job_type="comparison"
+    )
     made = {f"{model}/{table.name}": table for model in found["models"] for table in tables(found, model)}
     made |= {table.name: table for table in searches(found)}
     for name, one in made.items():

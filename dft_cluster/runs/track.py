@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dft_cluster.config import Config
+from dft_cluster.config import Config, TrackSettings
 from dft_cluster.runs.storage import Storage
 
 LARGEST_ARTIFACT = 1 << 30
@@ -21,31 +21,12 @@ class Tracker:
         self._run: Any = None
         if config.track.wandb == "off":
             return
-        import wandb
-
-        mode = config.track.wandb
-        if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
         self._storage = storage
         self._folder = storage.local or Path(tempfile.mkdtemp(prefix="dft-wandb-"))
-        self._run = wandb.init(
-            mode=mode,  # type: ignore[arg-type]
-            reinit="create_new",  # beside what the caller of `update` tracks in this process
-            project=config.track.project,
-            name=config.run.name,
-            id=identity["wandb_id"],
-            resume="allow" if mode == "online" else None,
-            tags=list(config.track.tags),
-            config={
-                "config": identity["config"],
-                "fingerprints": identity["fingerprints"],
-                "versions": identity["versions"],
-            },
-            dir=str(self._folder),
-            settings=wandb.Settings(
-                console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True
-            ),
-        )
+        self._run = begin(
+            config.track, self._folder, config.run.name, identity["wandb_id"],
+            {name: identity[name] for name in ("config", "fingerprints", "versions")},
+        )  # fmt: skip
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")
         self._run.define_metric("step")
@@ -102,6 +83,18 @@ class Tracker:
         """Where the run's folder is no folder here: what there is by now goes to its place, lest it goes with this machine."""
         if self._storage.local is None:
             self._storage.put(self._folder / "wandb", "wandb")
+
+
+def begin(track: TrackSettings, folder: Path, name: str, id_: str, config: Mapping[str, Any], **more: Any) -> Any:
+    """A W&B run, offline without a key; it stands beside whatever the caller of `update` tracks in this process."""
+    import wandb
+
+    online = track.wandb == "online" or (track.wandb == "auto" and bool(os.environ.get("WANDB_API_KEY")))
+    return wandb.init(
+        mode="online" if online else "offline", reinit="create_new", project=track.project, name=name, id=id_, resume="allow" if online else None,
+        tags=list(track.tags), config=dict(config), dir=str(folder), **more,
+        settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True),
+    )  # fmt: skip
 
 
 def end(run: Any, *, whole: bool) -> None:
