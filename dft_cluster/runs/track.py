@@ -91,8 +91,8 @@ def begin(track: TrackSettings, folder: Path, name: str, id_: str, config: Mappi
 
     online = track.wandb == "online" or (track.wandb == "auto" and bool(os.environ.get("WANDB_API_KEY")))
     return wandb.init(
-        mode="online" if online else "offline", reinit="create_new", project=track.project, name=name, id=id_, resume="allow" if online else None,
-        tags=list(track.tags), config=dict(config), dir=str(folder), **more,
+        mode="online" if online else "offline", reinit="create_new", project=track.project, name=name, id=id_,
+        resume="allow" if online else None, tags=list(track.tags), config=dict(config), dir=str(folder), **more,
         settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True, x_disable_meta=True),
     )  # fmt: skip
 
