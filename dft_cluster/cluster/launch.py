@@ -183,6 +183,22 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
     return groups, fewer, need, [f"{missing}: went on with {fewer} in each (cluster.shrink)"]
 
 
+def as_held(config: Config, console: Console) -> tuple[Config, list[str]]:
+    """With old and new one after the other on the same ranks, and a note, where two groups are no more than the default and the
+    cluster that is meant, which waits for nothing, holds but one: a machine of one GPU."""
+    connect(config, console)
+    cluster = config.cluster
+    if "groups" in cluster.model_fields_set or cluster.wait:
+        return config, []
+    alone = config.model_copy(update={"cluster": cluster.model_copy(update={"groups": 1})})
+    two, one = (holds(_totals(), _share(each, each.world)) >= each.world for each in (config, alone))
+    if two or not one:
+        return config, []
+    return alone, [
+        f"the cluster holds one group of ranks ({_told()}): old and new one after the other (cluster.groups=1)"
+    ]
+
+
 def _missing(groups: int, ranks: int, need: Need, there: int) -> str:
     asked = f"{groups} group(s) of {ranks} rank(s) with {need} each are asked for"
     return f"{asked}, and the cluster holds {there} rank(s): {_told()}"

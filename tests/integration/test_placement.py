@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 # In a process of its own: a cluster of nodes that come and go is not the tests' embedded one. Ranks here load no torch.
 SCRIPT = """
 import json, sys
 import ray
 from ray.cluster_utils import Cluster
-from dft_cluster.cluster.launch import ranks_on, room
+from dft_cluster.cluster.launch import as_held, ranks_on, room
 from dft_cluster.config_file import validate
 from dft_cluster.runs.console import Console
 
@@ -36,14 +37,18 @@ for gpus, groups, ranks in json.loads(sys.argv[1]):
         sides = (team.old, team.new) if team.paired else (team.everyone,)
         names = [[node for node, *_ in side.call(Standing.who)] for side in sides]
         numbers = {node["NodeID"]: node["Resources"]["GPU"] for node in ray.nodes()}
-        found.append({"nodes": [[[name[:8], numbers[name]] for name in side] for side in names], "notes": team.notes})
+        held = [as_held(validate(asked), said) for asked in ({}, {"cluster": {"groups": 2}}, {"cluster": {"wait": 9}})]
+        found.append({
+            "nodes": [[[name[:8], numbers[name]] for name in side] for side in names], "notes": team.notes,
+            "held": [[one.cluster.groups, *notes] for one, notes in held],
+        })
 print("FOUND", json.dumps(found))
 ray.shutdown()
 there.shutdown()
 """
 
 
-def placed(*steps: tuple[int, int, int]) -> list[dict[str, object]]:
+def placed(*steps: tuple[int, int, int]) -> list[dict[str, Any]]:
     """For each step (GPUs of one more node or 0, groups, ranks in each): where the ranks went, and what is said of it."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(steps)], capture_output=True, text=True, timeout=300, check=False
@@ -65,3 +70,14 @@ def test_a_group_goes_to_one_node_where_one_holds_it_and_else_it_is_said() -> No
     assert [one["notes"], eight["notes"], both["notes"]] == [[], [], []]
     [note] = over["notes"]
     assert "no node holds a group of 17 ranks with 1 CPU and 1 GPU each" in note
+
+
+def test_a_cluster_of_one_gpu_trains_old_and_new_one_after_the_other_unless_two_groups_are_asked_for_or_waited_for() -> (
+    None
+):
+    one, two = placed((1, 1, 1), (1, 1, 1))
+    [groups, note], asked, waiting = one["held"]
+    assert groups == 1
+    assert "1 node(s) with 8 CPU 1 GPU" in note
+    assert asked == waiting == [2]
+    assert two["held"] == [[2], [2], [2]]
