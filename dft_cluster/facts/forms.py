@@ -4,6 +4,7 @@ A form returns None for a record that its upstream means to be passed over, and 
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact, Probe
@@ -27,6 +28,7 @@ def common(record: Record) -> Fact:
     `extra.rephrase_kind` other than "paraphrase" marks rephrases that ask for something else: CounterFact's
     generation prompts begin a text about the subject, which no single answer completes.
     """
+    record = _with_flat_probe(record)
     for name in record.fields:
         if name not in {*PROMPT, *OLD, *NEW, *REPHRASE, *ID, *OTHER}:
             record.note(f"field `{name}` not used")
@@ -49,15 +51,21 @@ def common(record: Record) -> Fact:
 
 
 def csv_row(record: Record) -> Fact:
-    """A CSV row: the user's own form, several rephrases in one cell parted by "|", one locality probe."""
+    """A CSV row: the user's own form, several rephrases in one cell parted by "|"."""
     fields = dict(record.fields)
     for name in REPHRASE:
         if name in fields:
             fields[name] = str(fields[name]).split("|")
+    return common(replace(record, fields=fields))
+
+
+def _with_flat_probe(record: Record) -> Record:
+    """A locality probe that a user wrote as `locality_prompt` and `locality_answer`, beside those in `locality`."""
+    fields = dict(record.fields)
     probe = {"prompt": fields.pop("locality_prompt", None), "answer": fields.pop("locality_answer", None)}
     if any(probe.values()):
-        fields["locality"] = [probe]
-    return common(Record(fields, record.where, record.number, record.tally))
+        fields["locality"] = [fields.get("locality"), probe]
+    return replace(record, fields=fields)
 
 
 def counterfact(record: Record) -> Fact:

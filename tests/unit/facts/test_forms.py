@@ -93,6 +93,17 @@ def test_a_single_probe_makes_no_other_form_of_a_users_record():
     assert read("common", fields).locality == (Probe("x", "y"),)
 
 
+def test_a_users_probe_in_two_flat_fields_stands_beside_others():
+    flat = {"prompt": "p", "old": "o", "new": "n", "locality_prompt": "x", "locality_answer": "y"}
+    record = Record(flat, "f", 1)
+    assert FORMS["common"](record).locality == (Probe("x", "y"),)
+    assert not record.tally
+    both = {**flat, "locality": [{"prompt": "v", "answer": "w"}]}
+    assert read("common", both).locality == (Probe("v", "w"), Probe("x", "y"))
+    with pytest.raises(InputError, match=r"f, line 9, in `locality`: the field `answer` .* is missing"):
+        read("common", {**flat, "locality_answer": None})
+
+
 def test_common():
     assert read("common", RECORDS["common"]) == Fact(
         id="k-1",
