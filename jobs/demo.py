@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dft_cluster.cluster.command import checked, parser
 from dft_cluster.cluster.job import main
 from dft_cluster.config_file import load
 
@@ -22,10 +23,13 @@ def row(name: str, measured: dict[str, Any], protocol: str) -> str:
 
 
 def demo(arguments: list[str]) -> int:
-    path, *overrides = arguments
+    asked = parser("Delicate Fine-Tuning beside plain fine-tuning.", "jobs/configs/demo.yaml").parse_intermixed_args(
+        arguments
+    )
+    path, overrides = asked.config, asked.overrides
     config = load(path, overrides)
     folder = Path(config.run.dir).absolute() / config.run.name
-    if code := main(arguments):
+    if code := main([path, *overrides]):
         return code
     delicate = last_round(folder)
     reached = delicate["reliability"]["exact"]
@@ -51,4 +55,4 @@ def demo(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(demo(sys.argv[1:]))
+    sys.exit(checked(lambda: demo(sys.argv[1:])))

@@ -1,4 +1,6 @@
-"""Tries every part of your own cluster that a run needs: python jobs/selftest.py CONFIG.yaml [section.key=value …]."""
+"""Tries every part of the cluster that a run needs: ray job submit … -- python jobs/selftest.py CONFIG.yaml [key=value …].
+
+Without `ray job submit` it is an embedded Ray that is tried."""
 
 import sys
 
