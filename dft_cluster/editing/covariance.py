@@ -69,7 +69,7 @@ class Covariance:
     mean: Tensor
     tokens: int
     seconds: float
-    """What it took to measure."""
+    """What the pass over the text took, which other layers may share."""
 
     def solid(self) -> Tensor:
         """In float64, and solvable however short the text: shrunk towards μI, μ = tr C / d (OAS, Chen et al. 2010),

@@ -125,7 +125,10 @@ def prefixes(team: Team, job: Job, count: int) -> list[str]:
 
 
 def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[Request]) -> dict[str, float]:
-    """Rank 0 gets E[k kᵀ] of every layer: measured by all ranks, or kept from an earlier run, whose seconds are returned."""
+    """Rank 0 gets E[k kᵀ] of every layer: measured by all ranks, or kept from an earlier run.
+
+    One pass over the text measures every layer. Returned are the seconds that it would have taken beyond those spent now.
+    """
     settings = job.config.editing
     # Every fact's bare prompt, then each behind the first prefix, and so on.
     rows = [row for turn in zip(*(one.rows for one in requests), strict=True) for row in turn]
@@ -154,8 +157,9 @@ def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[
     for turn in in_turns(order, _TEXTS * ranks):
         team.everyone.each(Rank.add_covariances, [(turn[i::ranks],) for i in range(ranks)])
         eta.done(len(turn))
-    team.everyone.call(Rank.end_covariances, time.perf_counter() - began)
-    return {"covariance": seconds} if seconds else {}
+    spent = time.perf_counter() - began
+    team.everyone.call(Rank.end_covariances, spent)
+    return {"covariance": seconds - spent} if seconds > spent else {}
 
 
 def in_turns(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -55,8 +55,8 @@ class Editing:
         return trace.indirect_effects(self._anatomy, asked)
 
     def recall_covariances(self, layers: Sequence[int], text: str, samples: int) -> tuple[list[int], float, list[str]]:
-        """Rank 0 takes what earlier runs have kept; returns the layers that are missing, the seconds that the others took
-        when they were measured, and what was odd."""
+        """Rank 0 takes what earlier runs have kept; returns the layers that are missing, the seconds of the longest pass that
+        measured others, and what was odd."""
         if not self._first:
             return [], 0.0, []
         self._progress = ("covariance", 0, 0, 0.0)
@@ -66,7 +66,7 @@ class Editing:
         places = [self._anatomy.places[layer] for layer in layers]
         found = {p.layer: covariance.cached(self._key, p.name, p.inner, notes.append) for p in places}
         self._covariances = {layer: known for layer, known in found.items() if known is not None}
-        seconds = sum(known.seconds for known in self._covariances.values())
+        seconds = max((known.seconds for known in self._covariances.values()), default=0.0)
         return [layer for layer, known in found.items() if known is None], seconds, notes
 
     def begin_covariances(self, layers: Sequence[int]) -> None:
@@ -85,14 +85,13 @@ class Editing:
         together = self._engine.place.world > 1
         if together:
             torch.distributed.reduce(tokens, 0)
-        each = seconds / len(sums.by_layer)
         for layer in sorted(sums.by_layer):
             total = sums.by_layer.pop(layer)
             if together:
                 torch.distributed.reduce(total, 0)
             if self._first:
                 assert self._covariances is not None, "recall_covariances comes first"
-                self._covariances[layer] = Covariance((total / tokens).cpu(), int(tokens), each)
+                self._covariances[layer] = Covariance((total / tokens).cpu(), int(tokens), seconds)
                 covariance.keep(self._key, self._anatomy.places[layer].name, self._covariances[layer])
 
     def seek_values(self, requests: Sequence[Request], place: Place, settings: Settings, clamp: float) -> Values | None:

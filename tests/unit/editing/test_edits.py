@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dft_cluster.arithmetic.closed_form import closed_form
@@ -199,6 +200,34 @@ def test_a_round_makes_the_new_answers_likelier(
     assert 0 < second.elsewhere["covariance"] <= outcome.seconds["covariance"]
     assert any("kept from an earlier run" in line for line in again)
     assert all(torch.equal(a[2:], b[2:]) for a, b in zip(rank._engine.masters, fresh._engine.masters, strict=True))
+
+
+def test_a_covariance_that_another_method_measured_costs_the_one_pass_that_it_took(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFT_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(tiny.NEW), encoding="utf-8")
+
+    def elsewhere(method: Any, chosen: list[int]) -> float:
+        work = job(
+            tiny_model, tiny_facts, method.__name__.lower(), [], 2, method={"layers": chosen},
+            editing={"covariance": str(text), "contexts": 2, "key_contexts": 3, "context_tokens": 3, "steps": 2},
+        )  # fmt: skip
+        one = method(work.config)
+        rank = Seat(tiny_model, one.weights(work.config, tiny_model, work.parameters))
+        outcome = one.round(SimpleNamespace(everyone=Alone(rank)), work, 1)
+        spent.append(outcome.seconds["covariance"])
+        return float(outcome.elsewhere.get("covariance", 0.0))
+
+    spent: list[float] = []
+    assert elsewhere(Memit, [0]) == 0
+    [file] = (tmp_path / "cache" / "covariance").iterdir()
+    save_file(load_file(file) | {"seconds": torch.tensor(1000.0)}, file)
+    assert elsewhere(Rome, [0]) == 1000
+    # Layer 1 takes a pass of its own, which would have measured layer 0 as well.
+    assert 1000 - spent[-1] <= elsewhere(Memit, [0, 1]) < 1000
+    assert elsewhere(Memit, [0, 1]) == 1000
 
 
 @pytest.mark.parametrize("family", tiny.ARCHITECTURES)
