@@ -88,13 +88,15 @@ class Dft(OfTheWhole):
             )
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:
+        clock = Clock()
         team.everyone.call(Rank.keep)
+        clock.lap("hold")
         learns_old = self.contrasts and (number - 1) % job.config.dft.reuse == 0
-        clock, taught = Clock(), job.old if learns_old else None
+        taught = job.old if learns_old else None
         if learns_old and job.config.dft.renew:
             taught = job.says_now(team)
             clock.lap("draw")
-        old, new = self._fine_tune(team, job, number, taught)
+        old, new = self._fine_tune(team, job, number, taught, clock)
         tuned = {side: one for side, one in (("old", old), ("new", new)) if one is not None}
         clock.skip()
         try:
@@ -123,7 +125,7 @@ class Dft(OfTheWhole):
         )
 
     def _fine_tune(
-        self, team: Team, job: Job, number: int, taught: Sequence[Example] | None
+        self, team: Team, job: Job, number: int, taught: Sequence[Example] | None, clock: Clock
     ) -> tuple[FineTune | None, FineTune]:
         """Old and new, side by side or one after the other; the new answers alone where the old delta is not learnt."""
         if taught is None:
@@ -138,7 +140,9 @@ class Dft(OfTheWhole):
             (old, *_), (new, *_) = (pending.wait() for pending in both)
             return old, new
         old, *_ = team.old.call(Rank.fine_tune, taught, job.pad, number, "old", variant.old_epochs)
+        clock.skip()
         team.old.call(Rank.hold)
+        clock.lap("hold")
         new, *_ = team.new.call(Rank.fine_tune, job.new, job.pad, number, "new")
         return old, new
 

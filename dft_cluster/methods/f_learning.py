@@ -8,6 +8,7 @@ Forgetting and learning may each train all weights or an adapter, whose product 
 
 from dft_cluster.config import Config
 from dft_cluster.errors import InputError
+from dft_cluster.methods.clock import Clock
 from dft_cluster.methods.full import go_on, refuse_schedule
 from dft_cluster.methods.job import THETA, Adapter, Holds, Job, OfTheWhole, Outcome, refuse_lost_losses
 from dft_cluster.ranks.rank import Rank
@@ -40,8 +41,12 @@ class FLearning(OfTheWhole):
             alone = self.adapter(job.config, number) == "none"
             outcome.holds = Holds(sparse=False, alone=alone, goes_on=True)
             return outcome
+        clock = Clock()
         team.everyone.call(Rank.keep)
+        clock.lap("hold")
         old, *_ = team.everyone.call(Rank.fine_tune, job.old, job.pad, number, "old", job.config.f_learning.epochs)
         refuse_lost_losses(number, old=old)
+        clock.skip()
         team.everyone.call(Rank.shift, -job.config.f_learning.scale)
-        return Outcome({"old": old.losses}, {"old": old.tokens}, {"old": old.seconds}, holds=THETA)
+        clock.lap("apply")
+        return Outcome({"old": old.losses}, {"old": old.tokens}, {"old": old.seconds} | clock.seconds, holds=THETA)

@@ -137,6 +137,7 @@ def prepare(config: Config, given: Sequence[Fact] | None = None) -> Prepared:
             prepared = Prepared(config, facts, notes, folder, weights, layout, method)
             with _noted(problems):
                 method.check(replace(prepared.seat(1), config=config).job(Source(config.model)))
+                prepared.seat(min(2, config.method.rounds))  # F-Learning learns there, perhaps with an adapter
     if problems or prepared is None:
         raise InputError("\n".join(problems))
     return prepared

@@ -12,8 +12,8 @@ from dft_cluster.runs.report_data import Json, RunData, figure, look_up
 METRICS = ("reliability", "generality", "locality", "portability")
 SIDES = ("old", "new")
 PHASES = (
-    "draw", "prefixes", "covariance", "keys", "old", "new", "exchange", "select", "apply", "edit", "search", "evaluate",
-    "checkpoint", "track",
+    "hold", "draw", "prefixes", "covariance", "keys", "old", "new", "exchange", "select", "apply", "edit", "search",
+    "evaluate", "checkpoint", "track",
 )  # fmt: skip
 KINDS = {"mlp": "MLP", "attention": "attention", "other": "other"}
 LANDED = {

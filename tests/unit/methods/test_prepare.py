@@ -79,6 +79,12 @@ def test_a_core_of_nothing_is_refused_naming_a_share_that_works(settings, method
     assert "method.top" in refused(settings(method=method | {"top": smaller}))
 
 
+@pytest.mark.parametrize("half", ["forget", "learn"])
+def test_an_adapter_that_matches_nothing_is_refused_whichever_round_it_is_for(settings, half):
+    told = refused(settings(method={"name": "f_learning"}, f_learning={half: "lora"}, lora={"kinds": []}))
+    assert "lora.kinds" in told
+
+
 def test_a_share_of_the_conflicts_is_known_only_later(settings):
     assert prepare(settings(method={"top": 1e-9, "of": "conflicts"})).method.contrasts
 
