@@ -125,8 +125,9 @@ def _misplaced(settings: CompareSettings) -> Iterator[str]:
 def _own(settings: CompareSettings) -> Iterator[str]:
     if settings.reference is not None and settings.reference not in settings.methods:
         yield f"reference: {settings.reference!r} is none of the methods ({', '.join(settings.methods)})"
-    if len(set(settings.seeds)) < len(settings.seeds):
-        yield f"seeds: {list(settings.seeds)} holds one twice"
+    for name, each in (("seeds", settings.seeds), ("levels", settings.levels)):
+        if len(set(each)) < len(each):
+            yield f"{name}: {list(each)} holds one twice"
     yield from _wrong({"run": {"dir": settings.run.dir}})
     for label in settings.data:
         try:

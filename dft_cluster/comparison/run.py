@@ -15,8 +15,7 @@ from dft_cluster.comparison.results import Cell, Row
 from dft_cluster.comparison.running import Runs
 from dft_cluster.comparison.settings import CompareSettings, dotted, laid, sections
 from dft_cluster.comparison.split import Split, split
-from dft_cluster.comparison.track import FILE as TRACKED
-from dft_cluster.comparison.track import track
+from dft_cluster.comparison.track import track, tracked
 from dft_cluster.comparison.trials import Searches
 from dft_cluster.config import Config
 from dft_cluster.config_file import validate
@@ -97,7 +96,7 @@ class Comparison:
                 self.rows[cell] = self.run(cell)
                 self.write()
         found = self.write()
-        if ran or not self.room.exists(TRACKED):
+        if ran or not tracked(self.room):
             track(self.settings, self.room, found)
         return found
 

@@ -14,6 +14,11 @@ from dft_cluster.runs.track import begin, end
 FILE = "wandb.json"
 
 
+def tracked(room: Storage) -> bool:
+    """Whether an earlier start's tables were sent to the end."""
+    return room.exists(FILE) and bool(room.read_json(FILE).get("sent"))
+
+
 def track(settings: CompareSettings, room: Storage, found: Json) -> None:
     """One W&B run that holds the comparison's tables; the cells' own runs are tracked where their config says so.
 
@@ -27,9 +32,8 @@ def track(settings: CompareSettings, room: Storage, found: Json) -> None:
         room.write_json(FILE, {"id": secrets.token_hex(4)})
 
     folder = room.local or Path(tempfile.mkdtemp(prefix="dft-wandb-"))
-    run = begin(
-        settings.track, folder, settings.run.name, room.read_json(FILE)["id"], found["settings"], job_type="comparison"
-    )
+    name = room.read_json(FILE)["id"]
+    run = begin(settings.track, folder, settings.run.name, name, found["settings"], job_type="comparison")
     made = {f"{model}/{table.name}": table for model in found["models"] for table in tables(found, model)}
     made |= {table.name: table for table in searches(found)}
     for name, one in made.items():
@@ -41,3 +45,4 @@ def track(settings: CompareSettings, room: Storage, found: Json) -> None:
     if room.local is None:
         room.put(folder / "wandb", "wandb")
         shutil.rmtree(folder)
+    room.write_json(FILE, {"id": name, "sent": True})

@@ -7,6 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 import ray
@@ -50,7 +51,7 @@ def test_a_table_of_real_runs_and_nothing_done_twice(tree: Json) -> None:
             assert [point[metric] for point in one["points"]] == [line[metric]["token"] for line in lines]
         assert one["protocols"] == [result["final"]["protocol"]]
         worked = sum(s for line in lines for phase, s in line["seconds"].items() if phase in
-                     ("old", "new", "exchange", "select", "apply"))  # fmt: skip
+                     ("hold", "old", "new", "exchange", "select", "apply"))  # fmt: skip
         assert one["costs"]["device_seconds"] == pytest.approx(worked)
         assert one["costs"]["memory"] == max(peak for line in lines for peak in line["memory"].values()) > 0
         assert one["costs"]["wall_seconds"] == result["seconds"] > one["costs"]["work_seconds"] > 0
@@ -229,6 +230,24 @@ def test_a_comparison_has_one_driver_at_a_time(
         assert main([str(file)]) != 0
         assert "is at work in" in (told := capsys.readouterr()).out + told.err
         assert not (folder(tree) / "cells").exists()
+
+
+def test_tables_that_wandb_refused_are_sent_by_the_next_start(tree: Json, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {**tree, "methods": {"full": tree["methods"]["full"]}, "track": {"wandb": "offline"}}
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no way to W&B")
+
+    with monkeypatch.context() as broken, pytest.raises(ConnectionError):
+        broken.setattr("dft_cluster.comparison.track.begin", refuse)
+        run(small)
+    launches = Launches()
+    run(small, launches)
+    assert launches.runs == []
+    assert "cells" in tracked(folder(tree))
+    seen = touched(folder(tree) / "wandb")
+    run(small)
+    assert touched(folder(tree) / "wandb") == seen
 
 
 @pytest.mark.usefixtures("cluster")

@@ -50,6 +50,7 @@ def test_every_problem_is_told_at_once_and_where():
         data={"d": {"facts": {"format": "hubb"}, "report": {"facts": 0}}},
         methods={"full": {"method": {"name": "fill"}, "train": {"template": "chat"}}, "late": {"train": {"seed": 1}}},
         seeds=[0, 0],
+        levels=[95, 95.0],
         draws=0,
         reference="none",
         search={"over": {"nobody": {"train.lr": [1]}, "full": {"train.lr": [-1], "lr": [1], "evaluate.every": [2]}},
@@ -59,7 +60,7 @@ def test_every_problem_is_told_at_once_and_where():
         "draws: ", "base: train.lrr: unknown key", "models.m.run: must not stand here", "models.other: model.nam: unknown key",
         "data.d: facts.format: ", "data.d.report.facts: ", "methods.full: method.name: ",
         "methods.full.train.template: all methods are asked alike", "methods.late.train.seed: `seeds` sets it",
-        "seeds: ", "reference: 'none'", "search.over.nobody: is none of the methods",
+        "seeds: ", "levels: ", "reference: 'none'", "search.over.nobody: is none of the methods",
         "search.over.full: train.lr: ", "search.over.full.lr: write it as section.key",
         "search.over.full.evaluate.every: ", "search.like.full: must be", "search.like.full: 'late' is none",
     ):  # fmt: skip
