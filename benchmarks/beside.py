@@ -1,10 +1,10 @@
-"""A comparison on one device, several of its runs beside each other, each in a process of its own and without Ray.
+"""A comparison on one device, several of its runs beside each other, each in a fresh process of its own and without Ray.
 
     python -m benchmarks.beside CONFIG.yaml [dotted.key=value …] [--at-once 8] [--heavy 4] [--seconds 500] [--only dft,full]
 
 The same folder, searches and cells as `jobs/compare.py` makes of the same config, which goes on from there. Small runs leave
 most of a large device idle; beside each other they fill it, and their seconds say nothing about the methods' cost. What is not
-begun within `--seconds` is left for the next call. Runs that store their optimizer after every round are `--heavy`.
+begun within `--seconds`, or failed, is left for the next call. Runs that store their optimizer after every round are `--heavy`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_cluster.comparison.loading import load
-from dft_cluster.comparison.results import Cell
+from dft_cluster.comparison.results import Cell, Row
 from dft_cluster.comparison.run import Comparison
 from dft_cluster.comparison.search import Search
 from dft_cluster.comparison.settings import CompareSettings, sections
@@ -31,8 +31,6 @@ from dft_cluster.runs.console import Console
 
 HEAVY = ("full", "ft_c", "f_learning")
 SLOW = ("rome", "memit", "dft")
-_made: list[Comparison] = []
-"""This process's own view of the comparison."""
 
 
 @dataclass(frozen=True)
@@ -71,33 +69,45 @@ def _turn(task: Task) -> tuple[int, bool]:
     return (1 if early else {"warm": 0, "search": 2, "cell": 3}[task.kind], not task.slow)
 
 
-def _own(settings: CompareSettings, scratch: Path, name: str) -> Comparison:
-    """The comparison as this process sees it, read once."""
-    if not _made:
-        own = Path(tempfile.mkdtemp(dir=scratch))
-        _made.append(Comparison(settings, in_this_process, Console(), own))
-    _made[0].console = _made[0].runs.console = Console(lambda text: print(f"{name}: {text}", flush=True))
-    return _made[0]
+@dataclass(frozen=True)
+class Done:
+    """How a task ended: why it failed, or what a search found."""
+
+    failed: str = ""
+    search: Any = None
 
 
-def do(settings: CompareSettings, scratch: Path, task: Task, searches: dict[str, Any]) -> Any:
-    """One task, in a process of the pool."""
-    comparison = _own(settings, scratch, ".".join(map(str, task.labels)))
+def do(settings: CompareSettings, scratch: Path, task: Task, searches: dict[str, Any]) -> Done:
+    """One task, in a process that ends with it: what a process takes of memory at most is that of one run."""
+    comparison = Comparison(settings, in_this_process, _console(task), Path(tempfile.mkdtemp(dir=scratch)))
     if comparison.searches is not None:
         comparison.searches.found |= {name: Search.from_json(one) for name, one in searches.items()}
+    try:
+        return _done(comparison, task)
+    except Exception as error:  # the others go on
+        return Done(comparison.runs.reason(error))
+
+
+def _console(task: Task) -> Console:
+    name = ".".join(map(str, task.labels))
+    return Console(lambda text: print(f"{name}: {text}", flush=True))
+
+
+def _done(comparison: Comparison, task: Task) -> Done:
+    settings = comparison.settings
     if task.kind == "warm":
         model, data, key = task.labels
         parted = comparison.splits[data]
         facts = parted.development if key == "development" else parted.reported
         seed = settings.seeds[0] if key == "development" else key
         comparison.runs.warm(sections(settings, model, data), seed, f"{model}.{data}.{key}", facts)
-        return None
+        return Done()
     if task.kind == "search":
         model, data, method = task.labels
         assert comparison.searches is not None
-        return comparison.searches.go_on(model, data, method, lambda: None).to_json()
+        return Done(search=comparison.searches.go_on(model, data, method, lambda: None).to_json())
     row = comparison.run(Cell(*task.labels))
-    return {"status": row.status, "reason": row.reason}
+    return Done("" if row.finished else row.reason)
 
 
 def left_to_do(settings: CompareSettings, done: set[Task], only: Collection[str]) -> list[Task]:
@@ -116,15 +126,17 @@ def finished(whole: Comparison) -> set[Task]:
     return done | {Task("cell", (c.model, c.data, c.method, c.seed)) for c, row in whole.rows.items() if row.finished}
 
 
-def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> bool:
-    """Whether everything was begun in time and came to its end."""
+def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> tuple[bool, dict[Task, str]]:
+    """Whether everything was begun in time and came to its end; and why what failed did."""
     began, searches, done = time.monotonic(), whole.searches, finished(whole)
     left = left_to_do(whole.settings, done, asked.only.split(",") if asked.only else whole.settings.methods)
-    running: dict[Future[Any], Task] = {}
-    failed = 0
-    with ProcessPoolExecutor(asked.at_once, multiprocessing.get_context("spawn")) as pool:
+    running: dict[Future[Done], Task] = {}
+    failed: dict[Task, str] = {}
+    broken = False
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(asked.at_once, fresh, max_tasks_per_child=1) as pool:
         while left or running:
-            in_time = time.monotonic() - began < asked.seconds
+            in_time = time.monotonic() - began < asked.seconds and not broken
             for task in list(left):
                 full = task.heavy and sum(t.heavy for t in running.values()) >= asked.heavy
                 if in_time and len(running) < asked.at_once and task.after <= done and not full:
@@ -134,16 +146,20 @@ def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> b
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task, result = running.pop(future), future.result()
-                done.add(task)
-                if task.kind == "search" and searches is not None:
-                    searches.found[".".join(task.labels)] = Search.from_json(result)
+                task, lost = running.pop(future), future.exception()
+                broken = broken or lost is not None  # a process was killed, and the pool with it
+                result = Done(f"{type(lost).__name__}: {lost}") if lost else future.result()
+                if result.failed:
+                    failed[task] = result.failed
+                else:
+                    done.add(task)
+                if result.search is not None and searches is not None:
+                    searches.found[".".join(task.labels)] = Search.from_json(result.search)
                     searches.keep()
-                told = result if task.kind == "cell" else ""
-                failed += task.kind == "cell" and result["status"] != "finished"
-                seconds = time.monotonic() - began
+                seconds, told = time.monotonic() - began, f"failed: {result.failed}" if result.failed else "finished"
                 print(f"[{seconds:6.1f} s] {task.kind} {task.labels} {told}; {len(left)} left", flush=True)
-    return not left and not failed
+    waited = {task: failed[first] for task in left for first in task.after if first in failed}
+    return not left and not failed, failed | waited
 
 
 def main() -> int:
@@ -162,9 +178,11 @@ def main() -> int:
             raise InputError(f"--only: {', '.join(sorted(unknown))}: none of {', '.join(whole.settings.methods)}")
         whole.look()
         whole.room.make()
-        all_done = to_the_end(whole, asked, Path(name))
+        all_done, failed = to_the_end(whole, asked, Path(name))
         if asked.tables:
             whole.look()
+            cells = {Cell(*task.labels): reason for task, reason in failed.items() if task.kind == "cell"}
+            whole.rows |= {cell: Row(cell, "failed", reason) for cell, reason in cells.items()}
             whole.write()
     return 0 if all_done else 1
 

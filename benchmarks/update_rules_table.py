@@ -23,7 +23,9 @@ def families(rows: list[Row]) -> dict[tuple[str, ...], dict[tuple[str, ...], lis
     for row in rows:
         if row["rule"] != "original":
             kind = (row["data"], row["train"], row["rule"], row["mask"], row["by"], "rounds" if row["round"] else "")
-            found[kind][tuple(row[name] for name in SETTING)].append(row)
+            rows = found[kind][tuple(row[name] for name in SETTING)]
+            if all(other["set"] != row["set"] for other in rows):  # two parts of the trials have settings in common
+                rows.append(row)
     return found
 
 
@@ -75,8 +77,10 @@ def on_each(found: dict[tuple[str, ...], dict[tuple[str, ...], list[Row]]]) -> N
 def on_both(found: dict[tuple[str, ...], dict[tuple[str, ...], list[Row]]]) -> None:
     print("\n| rule | settings | zsre | counterfact | the best of both |\n|---|---|---|---|---|")
     for kind, settings in sorted(found.items()):
-        other = enough(whole(found.get(("zsre", *kind[1:]), settings)))
-        if kind[0] == "counterfact" and (both := enough(whole(settings)).keys() & other.keys()):
+        if kind[0] != "counterfact" or ("zsre", *kind[1:]) not in found:
+            continue
+        other = enough(whole(found["zsre", *kind[1:]]))
+        if both := enough(whole(settings)).keys() & other.keys():
             best = max(sorted(both), key=lambda name: balance(settings[name]) + balance(other[name]))
             figures = [
                 " / ".join(f"{mean(rows[best], figure):.1f}" for figure in FIGURES[:3]) for rows in (other, settings)

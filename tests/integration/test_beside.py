@@ -1,5 +1,6 @@
 """A comparison made by several processes beside each other is the one that a single driver makes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,21 @@ def test_runs_beside_each_other_leave_nothing_to_do(tiny_model: Path, tmp_path: 
     found = comparisons.run(tree, launches)
     assert launches.runs == []
     assert [row["status"] for row in found["cells"]] == ["finished", "finished"]
+
+
+def test_what_fails_is_told_in_the_tables_and_stops_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
+    tree = comparisons.small(tiny_model, tmp_path)
+    tree["base"]["warmup"] = {"epochs": 1}
+    tree["models"]["gone"] = {"model": {"name": str(tmp_path / "nowhere")}}
+    tree["methods"]["high"] = {"method": {"name": "ft_c", "layers": [99]}}
+    file = tmp_path / "comparison.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.beside", str(file), "--at-once", "2", "--tables"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    found = json.loads((tmp_path / "runs" / "both" / "comparison.json").read_text(encoding="utf-8"))
+    status = {row["name"]: (row["status"], row["reason"]) for row in found["cells"]}
+    assert status["tiny.places.dft.0"][0] == status["tiny.places.full.0"][0] == "finished"
+    for name, reason in {"tiny.places.high.0": "layers", "gone.places.dft.0": "nowhere"}.items():
+        assert status[name][0] == "failed"
+        assert reason in status[name][1]
