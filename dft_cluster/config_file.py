@@ -51,9 +51,9 @@ def parse(text: str) -> Any:
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Reads a YAML file, lays `dotted.key=value` overrides over it and validates the whole."""
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"config {file}: no such file")
     try:
+        if not file.is_file():
+            raise InputError(f"config {file}: no such file")
         tree = parse(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise InputError(f"config {file}: not valid YAML: {error}") from error

@@ -7,6 +7,7 @@ named by all that their bits depend on, the text, the layer and the number of te
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def _texts(source: str, split: str, samples: int) -> list[str]:
     file = Path(source)
     if file.is_file():
         try:
-            return [text for part in read_text(source).split("\n\n") if (text := part.strip())]
+            return [text for part in re.split(r"\r?\n\s*\n", read_text(source)) if (text := part.strip())]
         except InputError as error:
             raise InputError(f"editing.covariance: {error}") from error
     if file.suffix in {".txt", ".md"} or file.is_absolute():

@@ -51,8 +51,8 @@ def common(record: Record) -> Fact:
 
 
 def csv_row(record: Record) -> Fact:
-    """A CSV row: the user's own form, several rephrases in one cell parted by "|"."""
-    fields = dict(record.fields)
+    """A CSV row: the user's own form, several rephrases in one cell parted by "|"; a cell may be empty or left off."""
+    fields = {name: cell for name, cell in record.fields.items() if cell or name not in {*REPHRASE, *OTHER}}
     for name in REPHRASE:
         if name in fields:
             fields[name] = str(fields[name]).split("|")

@@ -126,7 +126,14 @@ class Layout:
         return first, max(first + 1, _shared(whole, self._answer(answer[: place + len(key)])))
 
     def text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return self._said(ids).strip()
+
+    def line(self, ids: Sequence[int]) -> str:
+        """What stands before the first line's end; nothing where they begin with one, whatever token brings it."""
+        return self._said(ids).partition("\n")[0].strip()
+
+    def _said(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

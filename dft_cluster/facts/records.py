@@ -154,9 +154,9 @@ def read_text(path: str) -> str:
 
 
 def _decode(text: str, name: str, line: int | None = None) -> object:
-    """One JSON value, numbers kept as they are written: 1.50 stays "1.50"."""
+    """One JSON value, numbers kept as they are written: 1.50 stays "1.50". NaN is how some tables write a gap."""
     try:
-        return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+        return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno}, column {error.colno}"
         raise InputError(

@@ -27,4 +27,4 @@ def continued(
 
 def spoken(team: Team, prompts: Sequence[tuple[int, ...]], size: int, layout: Layout, most: int) -> list[str]:
     """The same as text."""
-    return [layout.text(ids).partition("\n")[0].strip() for ids in continued(team, prompts, size, layout, most)]
+    return [layout.line(ids) for ids in continued(team, prompts, size, layout, most)]

@@ -145,10 +145,10 @@ def prepare(config: Config, given: Sequence[Fact] | None = None) -> Prepared:
 
 @contextmanager
 def _noted(problems: list[str], place: str = "") -> Iterator[None]:
-    """Keeps a problem and goes on with the next check."""
+    """Keeps a problem, a file that may not be read as well, and goes on with the next check."""
     try:
         yield
-    except InputError as error:
+    except (InputError, OSError) as error:
         problems.append(f"{place}{error}")
 
 
@@ -157,5 +157,7 @@ def _tokenizer(folder: Path, config: Config) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.name: {folder} has no tokenizer that transformers can read: {error}") from error
+    except Exception as error:  # what is wrong in its files may fail in any way
+        raise InputError(
+            f"model.name: {folder} has no tokenizer that transformers can read ({type(error).__name__}: {error})"
+        ) from error

@@ -90,12 +90,9 @@ def dequantized(gguf: Path) -> Path:
 
 
 def _digest(file: Path) -> str:
-    """A name for the content that does not cost a full read of gigabytes: size, first and last MiB."""
-    size = file.stat().st_size
+    """A name for the content, all of it: an edited model may differ in nothing but a few blocks in the middle."""
     with file.open("rb") as stream:
-        first = stream.read(1 << 20)
-        stream.seek(max(0, size - (1 << 20)))
-        return hashlib.sha256(b"%d " % size + first + stream.read()).hexdigest()[:16]
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _dequantize(gguf: Path, folder: Path) -> None:
@@ -103,7 +100,11 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"dequantizing {gguf.name} (once; the result is kept) …", flush=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:  # the reader checks little of what it reads
+        raise InputError(f"model.gguf: {gguf} cannot be read ({type(error).__name__}: {error})") from error
     # What is saved is plain fp32; the marks of the quantized file would make save_pretrained refuse.
     for mark in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, mark):
@@ -111,4 +112,4 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     model.tie_weights()
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -39,8 +39,10 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError) as error:
-        raise InputError(f"model.name: {folder} has no config that transformers can read: {error}") from error
+    except Exception as error:  # what is wrong in it may fail in any way
+        raise InputError(
+            f"model.name: {folder} has no config that transformers can read ({type(error).__name__}: {error})"
+        ) from error
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     named = list(getattr(config, "architectures", None) or [])
@@ -60,9 +62,12 @@ def skeleton(folder: Path, trust_remote_code: bool = False) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     config = read_config(folder, trust_remote_code)
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    model.tie_weights()
+    try:
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights()
+    except Exception as error:  # the same
+        raise InputError(f"model.name: no model of {folder}'s config ({type(error).__name__}: {error})") from error
     return model
 
 

@@ -12,6 +12,13 @@ from typing import BinaryIO
 from dft_cluster.errors import InputError
 
 
+def apart(out: Path, *read: Path) -> None:
+    """Refuses to write over a file that is read, or into a folder that is."""
+    for one in read:
+        if one.resolve() in (out.resolve(), out.resolve().parent):
+            raise InputError(f"{out} would be written over {one} or into it, which is only read; name another place")
+
+
 @contextmanager
 def new_file(out: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `out` once the block has ended well; otherwise nothing of it stays."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dft_cluster.errors import InputError
 from dft_cluster.patch import record
-from dft_cluster.patch.atomic import new_file
+from dft_cluster.patch.atomic import apart, new_file
 from dft_cluster.patch.encoding import encode
 from dft_cluster.patch.fingerprint import (
     Block,
@@ -46,6 +46,7 @@ def compose(
         opened = [files.enter_context(Patch.opened(patch)) for patch in patches]
         (_require_stack if chain else _require_same_base)(opened)
         folder = None if base is None else _require_base(Folder(base), opened[0])
+        apart(Path(out), *(patch.path for patch in opened), *([folder.path] if folder else []))
         return _Composition(opened, rule, chain, folder).write(Path(out))
 
 

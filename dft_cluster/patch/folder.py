@@ -10,12 +10,14 @@ import torch
 from dft_cluster.errors import InputError
 from dft_cluster.patch.header import DTYPES, Entry, Header, read_exact, read_header
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
 class Folder:
-    """The safetensors files of a model folder: those its index names, or all at its top where it has none.
+    """The safetensors files of a model folder: `model.safetensors`, else those its index names, else all at its top.
 
+    That is the order in which transformers looks, so that an index or shards of an earlier save beside it count for neither.
     Only the headers are kept; every read opens its file, so that threads can share a folder.
     """
 
@@ -82,6 +84,8 @@ def as_bits(tensor: torch.Tensor) -> np.ndarray:
 def _weight_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; a model folder with *.safetensors files is needed")
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
     index = path / INDEX
     if index.exists():
         return [path / name for name in _indexed(index)]

@@ -10,7 +10,7 @@ import torch
 
 from dft_cluster.errors import InputError
 from dft_cluster.patch import stack
-from dft_cluster.patch.atomic import new_file
+from dft_cluster.patch.atomic import apart, new_file
 from dft_cluster.patch.encoding import Kind, encode
 from dft_cluster.patch.fingerprint import Block, block_digest, blocks, tensor_digest
 from dft_cluster.patch.folder import Folder, as_bits
@@ -62,6 +62,7 @@ def diff(
     programs write tied weights twice, others once.
     """
     folder, changed = Folder(base), Folder(other)
+    apart(Path(out), folder.path, changed.path)
     partners = _partners(folder, changed)
 
     def source(name: str) -> Bits:

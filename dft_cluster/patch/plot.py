@@ -3,7 +3,7 @@
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from dft_cluster.patch.atomic import new_file
+from dft_cluster.patch.atomic import apart, new_file
 from dft_cluster.patch.inspect import NO_LAYER, Count, Inspection
 
 NAMESPACE = "http://www.w3.org/2000/svg"
@@ -15,6 +15,7 @@ LIGHT, DARK = (238, 242, 247), (12, 60, 120)
 
 def plot(seen: Inspection, out: Path | str) -> None:
     """Write the picture as an SVG file that needs nothing else."""
+    apart(Path(out), seen.path)
     with new_file(Path(out)) as file:
         file.write(svg(seen).encode())
 

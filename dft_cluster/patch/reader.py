@@ -69,7 +69,8 @@ class Patch:
             known = record.FORMAT_VERSION
             raise InputError(f"{self.path} has format version {version[:40]!r}; this program reads version {known}")
         self.checksum = self.metadata.get("checksum", "")
-        if header.raw.count(self.checksum.encode()) != 1 or self.checksum != self._measured(header.raw):
+        stated = record.is_digest(self.checksum) and header.raw.count(self.checksum.encode()) == 1
+        if not stated or self.checksum != self._measured(header.raw):
             raise InputError(f"{self.path} is damaged: its content is not that of its checksum {self.checksum[:64]!r}")
         self.has_old_bits = self.metadata.get("old_bits") == "true"
         self.records = record.parse(self.metadata.get("tensors", ""), str(self.path))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dft_cluster.config import ONE_ROUND
 from dft_cluster.planning import memory, traffic
 from dft_cluster.planning.asked import Asked
 from dft_cluster.planning.capacity import Capacity, Fit, fit
@@ -82,7 +83,8 @@ def _settings(asked: Asked, capacity: Capacity) -> Iterator[Iterator[tuple[str, 
 
 
 def _stages(asked: Asked) -> Iterator[tuple[str, Asked]]:
-    for stage in range(asked.config.train.zero_stage + 1, 4):
+    last = 2 if asked.config.method.name in ONE_ROUND else 3  # they run facts through the whole model on each rank
+    for stage in range(asked.config.train.zero_stage + 1, last + 1):
         yield f"train.zero_stage={stage}", asked.changed(train={"zero_stage": stage})
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from dft_cluster.config import Config, LoraSettings, TrainSettings
+from dft_cluster.config import ONE_ROUND, Config, LoraSettings, TrainSettings
 from dft_cluster.facts.layout import Example
 from dft_cluster.planning import activations
 from dft_cluster.planning.activations import Activations, Shape
@@ -76,6 +76,8 @@ class Asked:
     @property
     def steps(self) -> int:
         """Optimizer steps that a rank takes in a round, one after the other: of old and new where they are not side by side."""
+        if self.config.method.name in ONE_ROUND:
+            return 0
         train, old = self.config.train, self.config.dft.old_epochs
         epochs = [old or train.epochs, train.epochs] if self.contrasts else [train.epochs]
         together = max(epochs) if self.paired else sum(epochs)

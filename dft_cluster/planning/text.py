@@ -59,6 +59,8 @@ def _cell(size: int) -> str:
 
 def _moved(plan: "Plan") -> list[str]:
     moved = plan.traffic
+    if not moved.steps:
+        return ["moved per round: nothing by ZeRO, as no step is taken"]
     steps = f"{moved.step / GIB:.3f} GiB a step from each rank, {moved.round / GIB:.2f} GiB in {moved.steps} steps"
     lines = [f"moved per round: ZeRO sends {steps}"]
     if moved.deltas:

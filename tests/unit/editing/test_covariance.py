@@ -102,6 +102,9 @@ def test_texts_come_from_facts_or_a_file(layout: Layout, tmp_path: Path) -> None
     own = text_for("facts", "train", 4, rows, layout)
     assert [one.ids for one in own.passages] == [row.ids[: row.start] for row in rows[:4]]
     assert own.tokens == sum(row.start - 1 for row in rows[:4])
+    (tmp_path / "windows.txt").write_bytes(b"First.\r\n\r\nSecond\r\none.\r\n \r\n\r\nThird.\r\n")
+    parted = text_for(str(tmp_path / "windows.txt"), "train", 5, [], layout)
+    assert [layout.text(one.ids).split() for one in parted.passages] == [["First."], ["Second", "one."], ["Third."]]
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(InputError, match=r"editing\.covariance: .*the file is empty"):
         text_for(str(tmp_path / "empty.txt"), "train", 2, [], layout)

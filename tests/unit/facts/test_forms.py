@@ -104,6 +104,14 @@ def test_a_users_probe_in_two_flat_fields_stands_beside_others():
         read("common", {**flat, "locality_answer": None})
 
 
+def test_a_cell_of_a_csv_may_be_empty_or_left_off():
+    row = {"prompt": "p", "old": "o", "new": "n", "subject": "", "rephrase": None, "locality": "", "extra": None}
+    fact = read("csv", row)
+    assert (fact.subject, fact.rephrases, fact.locality) == ("", (), ())
+    with pytest.raises(InputError, match="the field `new` or `target_new` is empty"):
+        read("csv", row | {"new": ""})
+
+
 def test_common():
     assert read("common", RECORDS["common"]) == Fact(
         id="k-1",

@@ -209,3 +209,15 @@ def test_text_drops_special_tokens_and_spaces(words):
 def test_an_example_counts_its_targets():
     assert Example((1, 2, 3, 4), 2, 3).answer == (3,)
     assert Example((1, 2, 3, 4), 2, 3).targets == 2
+
+
+def test_an_answer_ends_with_its_line_and_is_nothing_where_a_line_s_end_comes_first(embedded):
+    layout = Layout(embedded, eos=False)
+    for said, line in {
+        " Paris\nLyon": "Paris",
+        "\nParis": "",
+        "\n\nParis": "",
+        " \nParis": "",
+        "\r\nParis": "",
+    }.items():
+        assert layout.line(ids(embedded, said)) == line

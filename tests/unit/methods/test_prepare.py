@@ -130,6 +130,17 @@ def test_a_limit_takes_the_first_or_a_seeded_sample(settings):
     assert len(facts) == 8 and any("99" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [("config.json", {"num_attention_heads": 3}), ("config.json", {"hidden_act": "none"}), ("config.json", {"hidden_size": "x"}),
+     ("config.json", {"num_attention_heads": 0}), ("tokenizer.json", None)],
+)  # fmt: skip
+def test_a_model_folder_with_a_broken_file_is_refused(settings, tmp_path, file, changes):
+    broken = tmp_path / "model" / file
+    broken.write_text(json.dumps(json.loads(broken.read_text()) | changes if changes else {}))
+    assert re.search(r"model\.name: .*\(\w+: ", refused(settings()))
+
+
 def test_a_model_without_a_tokenizer_is_refused(settings, tmp_path):
     for file in (tmp_path / "model").glob("token*"):
         file.unlink()

@@ -15,6 +15,7 @@ import torch
 from dft_cluster.__main__ import main
 from dft_cluster.errors import InputError
 from dft_cluster.patch import Patch, apply, compose, diff, fingerprint, inspect, patched, revert, verify
+from dft_cluster.patch.plot import plot
 
 UNSEALED = b"0" * 64
 
@@ -260,6 +261,22 @@ def test_a_model_is_untouched_by_a_patch_that_breaks_off(small, tmp_path):
         pass
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_nothing_that_is_read_is_written_over(small, save, edit, tmp_path):
+    base, made, content, _ = small
+    other = tmp_path / "other"
+    weights = {file: file.read_bytes() for folder in (base, other) for file in folder.glob("*.safetensors")}
+    second = edit(base, "second.safetensors")
+    for work in (
+        lambda: diff(base, other, base / "model-0.safetensors"), lambda: diff(base, other, other / "patch.safetensors"),
+        lambda: compose([made, second], made, rule="last"), lambda: compose([made, second], base / "p", rule="last", base=base),
+        lambda: plot(inspect(made), made),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="which is only read"):
+            work()
+    assert made.read_bytes() == content
+    assert {file: file.read_bytes() for folder in (base, other) for file in folder.glob("*.safetensors")} == weights
 
 
 def test_no_space_left(save, tensors, edit, tmp_path):

@@ -19,6 +19,18 @@ def test_reads_what_safetensors_wrote(save, tensors):
         assert torch.equal(folder.tensor(name), tensor)
 
 
+def test_what_an_earlier_save_left_beside_the_weights_does_not_count(save, tensors):
+    """As transformers reads it: `model.safetensors` first, whatever else lies there."""
+    folder = save("base", tensors, files=2)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.norm.weight": "gone.safetensors"}})
+    )
+    save_file({"model.norm.weight": torch.zeros(16)}, folder / "model.safetensors")
+    read = Folder(folder)
+    assert read.names == ["model.norm.weight"]
+    assert torch.equal(read.tensor("model.norm.weight"), torch.zeros(16))
+
+
 @pytest.mark.parametrize("span", [(0, 0), (0, 1), (999, 1_048_577), (1_048_576, 1_048_576), (1_099_999, 1_100_000)])
 def test_flat_slices(save, tensors, span):
     name = "model.layers.0.mlp.up_proj.weight"

@@ -11,6 +11,7 @@ from dft_cluster.errors import InputError
 from dft_cluster.local import in_this_process
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.planning.activations import Shape
+from dft_cluster.planning.advice import advise
 from dft_cluster.planning.asked import Asked, Passes
 from dft_cluster.planning.capacity import Capacity, Node, fit
 from dft_cluster.planning.command import plan_command
@@ -167,6 +168,10 @@ def test_rephrases_make_more_examples(tiny_model: Path, tiny_facts: Path, tmp_pa
 def test_editing_in_closed_form_says_what_it_leaves_out(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     made = plan(prepare(runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "memit"})), ROOMY)
     assert any("memit trains nothing" in note for note in made.notes)
+    assert made.traffic.steps == 0
+    assert "no step is taken" in made.text()
+    changes = {change.setting for change in advise(made.asked, ROOMY).changes}
+    assert "train.zero_stage=2" in changes and "train.zero_stage=3" not in changes, "which it would refuse"
 
 
 def test_seconds_are_claimed_only_where_they_were_timed(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
