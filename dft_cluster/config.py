@@ -1,6 +1,7 @@
 """The whole job as one typed tree. Imports no torch, so a bad config fails in a second."""
 
 import json
+import re
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -379,7 +380,9 @@ def impossible(config: Config) -> Iterable[str]:
     if "://" in config.run.dir:
         uri = urlsplit(config.run.dir)
         options = {key.lower() for key, _ in parse_qsl(uri.query, keep_blank_values=True)}
-        strange = [*(["password"] if uri.password is not None else []), *sorted(options - STORAGE_OPTIONS)]
+        # A key may hold a slash, after which no parser looks for a password.
+        keyed = re.search(":[^@]*@", config.run.dir.partition("://")[2].partition("?")[0])
+        strange = [*(["password"] if keyed else []), *sorted(options - STORAGE_OPTIONS)]
         if strange:
             yield (
                 f"run.dir: a storage URI must not hold a key, and this one has {', '.join(strange)}; the storage's own "

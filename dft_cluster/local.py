@@ -42,12 +42,16 @@ def update(
     """Updates what `model` (name, hub id or folder) knows by `facts` (a file, or Fact objects).
 
     `sections` are those of the config file: `update(model, facts, method={"top": 0.1}, facts={"limit": 20})`.
-    The run's folder is `run_dir`, or a new one among the system's temporary files; the same folder again resumes.
+    The run's folder is `run_dir` (or `run={"dir": …}`), or a new one among the system's temporary files; the same folder
+    again resumes.
     """
     config = _config(model, facts, run_dir, sections)
     given = None if isinstance(facts, str | Path) else list(facts)
-    prepared = prepare(config, given)
-    run(prepared, in_this_process, Console())
+    console = Console()
+    try:
+        run(prepare(config, given), in_this_process, console)
+    finally:
+        console.close()
     folder = Path(config.run.dir) / config.run.name
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -60,12 +64,19 @@ def _config(
     run_dir: str | Path | None,
     sections: Mapping[str, Mapping[str, Any]],
 ) -> Config:
+    if wrong := [name for name, section in sections.items() if not isinstance(section, Mapping)]:
+        raise InputError(
+            f"update(): {', '.join(wrong)} must be a mapping of settings, such as method={{'name': 'full'}}"
+        )
     tree: dict[str, dict[str, Any]] = {name: dict(section) for name, section in sections.items()}
     tree.setdefault("model", {})["name"] = str(model)
     if isinstance(facts, str | Path):
         tree.setdefault("facts", {})["path"] = str(facts)
     tree["cluster"] = {**tree.get("cluster", {}), "groups": 1, "ranks_per_group": 1}
-    tree.setdefault("run", {})["dir"] = str(Path(run_dir or tempfile.mkdtemp(prefix="dft-run-")).absolute())
+    place = str(run_dir or tree.get("run", {}).get("dir") or tempfile.mkdtemp(prefix="dft-run-"))
+    if "://" in place:
+        raise InputError(f"update(): run_dir {place!r} is no folder here; a run in a bucket is for jobs/update.py")
+    tree.setdefault("run", {})["dir"] = str(Path(place).expanduser().absolute())
     return validate(tree, source="update()")
 
 
@@ -79,7 +90,7 @@ def in_this_process(prepared: Prepared, source: Source, console: Console) -> Ite
     console.phase("building the engine")
     team = LocalTeam()
     environment = dict(os.environ)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() and prepared.config.cluster.gpus_per_rank != 0 else "cpu"
     try:
         assemble(
             team,

@@ -60,7 +60,7 @@ def connect(config: Config, console: Console) -> None:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
         if stop is not None:
             signal.signal(signal.SIGTERM, stop)  # ray.init puts its own there
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise InputError(f"cluster.address: no Ray cluster at {address}: {error}") from error
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from dft_cluster.comparison.statistics import Outcomes, Point
 from dft_cluster.patch.inspect import inspect
 from dft_cluster.runs.record import Record
+from dft_cluster.runs.report_data import wall
 
 METRICS = ("reliability", "generality", "locality")
 KINDS = ("token", "exact")
@@ -27,10 +28,7 @@ def worked(line: Json) -> float:
     """Wall seconds that a round spent on changing the weights: two groups train side by side. What it found in a cache counts
     as if it had been measured anew."""
     spent = {phase: seconds for phase, seconds in line["seconds"].items() if phase not in IDLE}
-    sides = [spent.pop(side) for side in ("old", "new") if side in spent]
-    paired = any(rank.startswith("old-") for rank in line["memory"])
-    found = sum(line.get("elsewhere", {}).values())
-    return float((max if paired else sum)(sides or [0.0]) + sum(spent.values()) + found)
+    return wall(line | {"seconds": spent}) + float(sum(line.get("elsewhere", {}).values()))
 
 
 def trajectory(lines: list[Json], on: str) -> list[Point]:

@@ -130,6 +130,8 @@ def prepare(config: Config, given: Sequence[Fact] | None = None) -> Prepared:
         with _noted(problems):
             tokenizer = _tokenizer(folder, config)
             layout = Layout(tokenizer, config.train.template, config.train.eos)
+        with _noted(problems):
+            _refuse_within(config, folder)
         weights = parameters(folder, config.model.trust_remote_code)
         if tokenizer is not None:
             # Whatever is wrong with the template, the method can still be checked.
@@ -141,6 +143,19 @@ def prepare(config: Config, given: Sequence[Fact] | None = None) -> Prepared:
     if problems or prepared is None:
         raise InputError("\n".join(problems))
     return prepared
+
+
+def _refuse_within(config: Config, folder: Path) -> None:
+    """What a run leaves beside its patch cannot be written into the model."""
+    place = config.run.dir
+    leaves = [
+        what for what, asked in (("run.export", config.run.export), ("warmup.epochs", config.warmup.epochs)) if asked
+    ]
+    if leaves and "://" not in place and Path(place).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"run.dir: {place} lies within the model {folder}, which stays as it is, and {' and '.join(leaves)} writes a model; "
+            "right would be another folder"
+        )
 
 
 @contextmanager

@@ -33,15 +33,15 @@ class Progress:
         self.scratch = Path(self._scratch.name)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self.tracker is not None:
-            self.tracker.close()
+            self.tracker.close(failed=error is not None)
         self._scratch.cleanup()
 
     def track(self) -> Tracker:
         """W&B, which is begun before the first figure is there: a wrong key should cost nothing."""
         if self.tracker is None:
-            self.tracker = Tracker(self.config, self.storage, self.record.identity)
+            self.tracker = Tracker(self.config, self.storage, self.record.identity, self.record.rounds)
         return self.tracker
 
     @property

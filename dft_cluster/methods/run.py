@@ -116,9 +116,12 @@ class _Teams:
 
     def _on_what_it_began(self, seat: Prepared) -> Prepared:
         """What the cluster gave when the run began it has again, unless the config says otherwise: as many threads, for the same
-        bits, and GPUs, which are waited for (or the run is refused), for it would never end on CPUs."""
+        bits (which groups of another size do not give), and GPUs, which are waited for (or the run is refused), for it would
+        never end on CPUs."""
         cluster, known = seat.config.cluster, self.record.identity
-        again = {key: known[key] for key in GIVEN if getattr(cluster, key) is None and key in known}
+        alike = known.get("config", {}).get("cluster", {}).get("ranks_per_group") == cluster.ranks_per_group
+        given = GIVEN if alike else ("gpus_per_rank",)
+        again = {key: known[key] for key in given if getattr(cluster, key) is None and key in known}
         update = {"cluster": cluster.model_copy(update=again)}
         return replace(seat, config=seat.config.model_copy(update=update))
 

@@ -109,7 +109,10 @@ class Rank(Editing):
 
     def load(self, source: Source) -> None:
         """θ ← a folder's exact values, with a fresh optimizer."""
-        self._engine.load(Folder(self._folder(source)), self._by_index())
+        files = Folder(self._folder(source))
+        self._engine.load(files, self._by_index())
+        for parameter in self._standing:
+            self._engine.put(parameter, files.flat(parameter.saved, 0, parameter.numel))
         self._engine.forget()
 
     def fine_tune(

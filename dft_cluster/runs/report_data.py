@@ -68,6 +68,18 @@ def look_up(tree: Any, key: str, default: Any = None) -> Any:
     return default if tree is None else tree
 
 
+def side_by_side(line: Json) -> bool:
+    """Whether old and new were trained at the same time, by two groups."""
+    return any(rank.startswith("old-") for rank in line.get("memory") or {})
+
+
+def wall(line: Json) -> float:
+    """Seconds of a round's phases, of which old and new may have been at the same time."""
+    spent = {phase: figure(line, f"seconds.{phase}") or 0.0 for phase in line.get("seconds") or {}}
+    sides = [spent.pop(side) for side in ("old", "new") if side in spent]
+    return (max if side_by_side(line) else sum)(sides or [0.0]) + sum(spent.values())
+
+
 def figure(line: Json, key: str) -> float | None:
     """The finite number under a dotted key, or None."""
     return finite(look_up(line, key))

@@ -7,7 +7,7 @@ from typing import Any
 from dft_cluster.runs import charts
 from dft_cluster.runs.charts import Bar, Segment, Series
 from dft_cluster.runs.formats import count, decimals, duration, finite, memory, number, share, text
-from dft_cluster.runs.report_data import Json, RunData, figure, look_up
+from dft_cluster.runs.report_data import Json, RunData, figure, look_up, side_by_side
 
 METRICS = ("reliability", "generality", "locality", "portability")
 SIDES = ("old", "new")
@@ -76,8 +76,8 @@ def losses(run: RunData) -> str:
 
 def times(run: RunData) -> str:
     """Where each round's seconds went, phase by phase."""
-    parallel = run.setting("cluster.groups", 1) == 2
-    spans = [(str(line["round"]), _segments(line, parallel)) for line in run.rounds]
+    parallel = any(side_by_side(line) for line in run.rounds)
+    spans = [(str(line["round"]), _segments(line)) for line in run.rounds]
     spans = [(label, segments) for label, segments in spans if segments]
     totals = [
         (phase, f"{_phase_name(phase)} {duration(total)}")
@@ -206,15 +206,18 @@ def _buckets(values: Sequence[Any], start: int, size: int) -> list[tuple[float, 
     return points
 
 
-def _segments(line: Json, parallel: bool) -> list[Segment]:
+def _segments(line: Json) -> list[Segment]:
     """The phases of one round one after the other, except that in two groups old and new begin together."""
     spent = {phase: figure(line, f"seconds.{phase}") or 0.0 for phase in PHASES}
-    segments, at = [], 0.0
+    parallel, segments, at, together = side_by_side(line), [], 0.0, 0.0
     for phase in PHASES:
         beside = parallel and phase in SIDES
+        if phase == SIDES[0]:
+            together = at
+        start = together if beside else at
         if spent[phase] > 0:
-            segments.append(Segment(phase, 0.0 if beside else at, spent[phase], SIDES.index(phase) if beside else None))
-        at = max(at, spent[phase]) if beside else at + spent[phase]
+            segments.append(Segment(phase, start, spent[phase], SIDES.index(phase) if beside else None))
+        at = max(at, start + spent[phase])
     return segments
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from dft_cluster.runs.formats import NOTHING, count, decimals, duration, number, share, text
-from dft_cluster.runs.report_data import Json, RunData, figure, look_up
+from dft_cluster.runs.report_data import Json, RunData, figure, look_up, wall
 from dft_cluster.runs.report_figures import METRICS, SIDES
 
 SHOWN_ANSWERS = 60
@@ -164,7 +164,7 @@ def _columns() -> list[Column]:
         return lambda line: number((look_up(line, f"loss.{side}", []) or [None])[-1])
 
     def total(line: Json) -> str:
-        return duration(sum(line["seconds"].values())) if line.get("seconds") else NOTHING
+        return duration(wall(line)) if line.get("seconds") else NOTHING
 
     columns = [Column(metric, part, plain(f"{metric}.{part}")) for metric in METRICS for part in ("exact", "token")]
     columns += [Column("still", "old", plain("still_old"))]

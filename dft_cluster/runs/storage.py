@@ -56,6 +56,10 @@ class Storage:
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
+    def place(self, name: str) -> str:
+        """Where a name lies, in words: a URI without its options, or a path."""
+        return f"{self.uri.partition('?')[0].rstrip('/')}/{name}" if self.local is None else self.path(name)
+
     def below(self, name: str) -> "Storage":
         address, question, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
         return Storage(f"{address.rstrip('/')}/{name}{question}{options}")

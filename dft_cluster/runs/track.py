@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ LARGEST_ARTIFACT = 1 << 30
 class Tracker:
     """A W&B run on a `round` axis. Offline without a key; a resumed offline run is a further segment of the same id."""
 
-    def __init__(self, config: Config, storage: Storage, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: Config, storage: Storage, identity: Mapping[str, Any], told: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """`told` are the rounds that an earlier start has told already."""
         self._run: Any = None
         if config.track.wandb == "off":
             return
@@ -31,7 +34,7 @@ class Tracker:
         self._run.define_metric("*", step_metric="round")
         self._run.define_metric("step")
         self._run.define_metric("loss/*", step_metric="step")
-        self._steps = 0
+        self._steps = sum(map(_steps, told))
 
     def round(self, line: Mapping[str, Any]) -> None:
         """One round: every number by its dotted name, the losses step by step, the core's landing as a table."""
@@ -40,10 +43,10 @@ class Tracker:
         import wandb
 
         losses = line.get("loss", {})
-        for at in range(max(map(len, losses.values()), default=0)):
+        for at in range(_steps(line)):
             values = {f"loss/{group}": each[at] for group, each in losses.items() if at < len(each)}
             self._run.log({**values, "step": self._steps + at})
-        self._steps += max(map(len, losses.values()), default=0)
+        self._steps += _steps(line)
         numbers: dict[str, Any] = dict(_numbers({k: v for k, v in line.items() if k != "loss"}))
         landed = line.get("core", {}).get("by_layer")
         if landed:
@@ -61,19 +64,21 @@ class Tracker:
         import wandb
 
         self._run.summary.update(dict(_numbers(result)) | {"stop_reason": result["stop_reason"]})
+        stays = self._storage.local is not None  # else the file here is a passing copy of what lies in the bucket
         for kind, file in files.items():
-            artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
-            if file.stat().st_size <= LARGEST_ARTIFACT:
+            place = self._storage.place(file.name)
+            artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind, metadata={"place": place})
+            if file.stat().st_size <= LARGEST_ARTIFACT and (stays or not self._run.offline):
                 artifact.add_file(str(file), policy="immutable", skip_cache=True)
-            else:
+            elif stays:
                 artifact.add_reference(file.absolute().as_uri(), checksum=False)
             self._run.log_artifact(artifact)
         self.close()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         if self._run is None:
             return
-        end(self._run, whole=self._storage.local is None)
+        end(self._run, whole=self._storage.local is None, failed=failed)
         self._run = None
         self._bring()
         if self._storage.local is None:
@@ -97,7 +102,7 @@ def begin(track: TrackSettings, folder: Path, name: str, id_: str, config: Mappi
     )  # fmt: skip
 
 
-def end(run: Any, *, whole: bool) -> None:
+def end(run: Any, *, whole: bool, failed: bool = False) -> None:
     """Finishes a W&B run; `whole` waits until its file is, for `finish` returns while W&B's service still writes the end.
 
     That ends the service of this process, for whatever else it tracks, too: only where the files are to be copied at once,
@@ -105,9 +110,14 @@ def end(run: Any, *, whole: bool) -> None:
     """
     import wandb
 
-    run.finish()
+    run.finish(exit_code=int(failed))
     if whole:
         wandb.teardown()
+
+
+def _steps(line: Mapping[str, Any]) -> int:
+    """Of the fine-tunes of a round, which share an axis."""
+    return max(map(len, line.get("loss", {}).values()), default=0)
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

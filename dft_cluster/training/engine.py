@@ -24,7 +24,7 @@ from dft_cluster.training import shards
 from dft_cluster.training.adapter import LowRank, wrap
 from dft_cluster.training.batches import Batch, collate, mixed, steps
 from dft_cluster.training.losses import answer_logits, total_nll
-from dft_cluster.training.theta import Theta, Whole, write_weight
+from dft_cluster.training.theta import Theta, Whole, round_weight, write_weight
 
 _SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
 
@@ -221,6 +221,7 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, model_parameters=[w for w in model.parameters() if w.requires_grad], config=settings
         )
+        self._engine.eval()  # an adapter comes in training mode, with its dropout
         self.module = self._engine.module
         self.device = torch.device(self._engine.device)
         own = [m.data for m in shards.masters(self._optimizer, self.stage)]
@@ -282,9 +283,7 @@ class Engine:
 
     def round_to(self, parameter: Parameter, dtype: torch.dtype) -> None:
         """A working weight that has no masters ← the values that `dtype` can hold."""
-        weight: Any = self.weights[parameter.name]
-        held = weight.ds_tensor if self.stage == 3 else weight.data
-        held.copy_(held.to(dtype))
+        round_weight(self.weights[parameter.name], dtype, self.stage)
 
     def limit(self, epsilon: float, files: Folder, parameters: Mapping[int, Parameter]) -> None:
         """From here on no step takes a master further than `epsilon` from its value in a folder."""

@@ -1,6 +1,7 @@
 """θ as a rank holds it: fp32 masters of its share of the weights being updated, and what a fine-tune changed in them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -59,11 +60,24 @@ class Whole:
 
 @torch.no_grad()
 def write_weight(weight: nn.Parameter, values: Tensor, stage: int) -> None:
-    """Sets a weight that is not trained, on every rank. Under ZeRO-3 it is cut up: whole for the moment, then cut again."""
-    if stage < 3:
+    """Sets a weight that is not trained, on every rank."""
+    with _whole(weight, stage):
         weight.copy_(values)
+
+
+def round_weight(weight: nn.Parameter, dtype: torch.dtype, stage: int) -> None:
+    """Leaves of a weight that is not trained what `dtype` can hold, on every rank."""
+    with _whole(weight, stage):
+        weight.copy_(weight.to(dtype))
+
+
+@contextmanager
+def _whole(weight: nn.Parameter, stage: int) -> Iterator[None]:
+    """Under ZeRO-3 a weight is cut up: here it is whole, and cut again with what was written into it."""
+    if stage < 3:
+        yield
         return
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
-        weight.copy_(values)
+        yield

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ import yaml
 from dft_cluster.methods.job import RunFailedError
 from dft_cluster.patch import Patch, inspect
 from tests.integration import runs
+from tests.wandb_files import records, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 UPDATE = [sys.executable, str(ROOT / "jobs" / "update.py")]
@@ -103,6 +105,13 @@ def test_every_problem_is_told_at_once_with_exit_code_2_and_nothing_written(conf
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_address_that_is_none_is_told(config: Path) -> None:
+    done = update(str(config), "cluster.address=head-node")
+    assert done.returncode == 2, done.stderr
+    assert "cluster.address: no Ray cluster at head-node" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_killed_job_goes_on_to_the_same_bits_and_leaves_no_secret(config: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"WANDB_API_KEY={FILED}\n")
@@ -158,40 +167,18 @@ def test_the_offline_wandb_run_reads_back(tiny_model: Path, tiny_facts: Path, tm
     assert list(run.tags) == ["tried"]
 
 
-def read_wandb(folder: Path) -> tuple[list[dict[str, object]], list[tuple[str, str]], object]:
-    """Rows of history, artifacts and the run of an offline W&B file: 32 KiB blocks of records behind a 7-byte header."""
-    import wandb
-    from wandb.proto import wandb_internal_pb2 as pb
-
-    wandb.teardown()  # where the run was this process's own: its file is whole then
-
-    history: list[dict[str, object]] = []
+def read_wandb(folder: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str]], Any]:
+    """Rows of history, artifacts and the run of an offline W&B run."""
+    found = list(records(folder))
     artifacts: list[tuple[str, str]] = []
-    run: object = None
-    for file in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
-        content, at, held = file.read_bytes(), 7, b""
-        while at + 7 <= len(content):
-            if 32768 - at % 32768 < 7:
-                at += 32768 - at % 32768
-                continue
-            size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-            assert at + 7 + size <= len(content), "cut short"
-            held += content[at + 7 : at + 7 + size]
-            at += 7 + size
-            if kind in (1, 4):  # a whole record, or the last piece of one
-                record = pb.Record.FromString(held)
-                held = b""
-                if record.HasField("history"):
-                    row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-                    history.append(row)
-                elif record.HasField("run"):
-                    run = record.run
-                elif record.HasField("artifact"):
-                    artifacts.append((record.artifact.type, record.artifact.name))
-                elif record.HasField("request") and record.request.HasField("log_artifact"):
-                    artifact = record.request.log_artifact.artifact
-                    artifacts.append((artifact.type, artifact.name))
-    return history, artifacts, run
+    for record in found:
+        if record.HasField("artifact"):
+            artifacts.append((record.artifact.type, record.artifact.name))
+        elif record.HasField("request") and record.request.HasField("log_artifact"):
+            artifact = record.request.log_artifact.artifact
+            artifacts.append((artifact.type, artifact.name))
+    run = [record.run for record in found if record.HasField("run")][-1]
+    return rows(found), artifacts, run
 
 
 def test_a_full_disk_ends_the_run_with_what_to_do_and_the_round_before_whole(config: Path, small_disk: Path) -> None:

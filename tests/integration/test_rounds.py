@@ -18,7 +18,6 @@ from dft_cluster.methods.job import RoundRefusedError
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.methods.run import run
 from dft_cluster.patch import Folder, apply, fingerprint, revert
-from dft_cluster.ranks.rank import Rank
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.parts import Part
 from tests.integration import runs
@@ -332,35 +331,3 @@ def test_old_knowledge_in_the_models_own_words(tiny_model: Path, tiny_facts: Pat
     assert {pair["kind"] for pair in pairs} <= {"swapped", "short"}
     assert all(pair["key_old"] in pair["old"] and pair["key_new"] in pair["new"] for pair in pairs)
     assert "match=containment" in record.rounds[0]["generated"]["protocol"]
-
-
-def test_after_the_run_the_rank_can_serve_another(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
-    """Two updates in one process give what one gives: nothing of the first world is left over."""
-    first = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "a", train={"zero_stage": 3}))
-    second = runs.alone(runs.config(tiny_model, tiny_facts, tmp_path / "b", train={"zero_stage": 3}))
-    assert runs.parts(first, 3) == runs.parts(second, 3)
-    assert Rank().progress()[0] == "start"
-
-
-def test_update_in_five_lines(tiny_model: Path, tmp_path: Path) -> None:
-    """Facts made in Python, one call, the same bits as the job's own rounds; the environment is as it was."""
-    import os
-
-    from dft_cluster import update
-    from dft_cluster.facts.readers import read
-    from tests import tiny
-
-    facts = read(str(tiny.facts_file(tmp_path))).facts
-    sections: dict[str, Any] = {
-        "method": {"top": 0.2, "rounds": 2},
-        "train": {"lr": 2e-3, "precision": "fp32", "epochs": 2, "batch": 3},
-        "converge": {"reliability": "off", "patience": "off"},
-        "track": {"wandb": "off"},
-    }
-    before = dict(os.environ)
-    result = update(tiny_model, facts, run_dir=tmp_path / "runs", **sections)
-    assert dict(os.environ) == before
-    assert [line.get("round") for line in result.metrics] == [0, 1, 2, None]
-    settings = runs.config(tiny_model, tiny.facts_file(tmp_path), tmp_path / "job", method={"rounds": 2})
-    record = runs.alone(settings)
-    assert (result.folder / "checkpoints/round-0002/rank-00000.safetensors").read_bytes() == runs.parts(record, 2)[0]

@@ -11,6 +11,7 @@ import pytest
 
 from dft_cluster.runs.formats import NOTHING
 from dft_cluster.runs.report import RunData, render
+from dft_cluster.runs.report_data import wall
 from dft_cluster.runs.report_tables import OTHER, RIGHT, SHOWN_ANSWERS, STALE, highlight, verdict
 
 HOSTILE = "</td></table><script>alert(1)</script><img src=x onerror='alert(2)'>\"'&\ud800"
@@ -302,10 +303,22 @@ def test_two_groups_train_side_by_side_and_the_rest_follows_the_slower() -> None
     assert exchange[0] == pytest.approx(new[0] + new[1], abs=0.02)
 
 
+def test_a_round_takes_what_the_slower_group_takes_and_both_begin_after_what_comes_before() -> None:
+    line = round_line(1)
+    line["seconds"] |= {"hold": 1.0, "draw": 60.0, "old": 20.0, "new": 22.0}
+    assert wall(line) == 1 + 60 + 22 + 1 + 1 + 0.5 + 1 + 2  # exchange, select, apply, checkpoint, evaluate
+    page = render(whole_run(metrics=[round_line(0), line]))
+    spans = {tip.split(":")[0]: (x, width) for tip, x, width in boxes(page, "timeline")}
+    draw, old, new, exchange = (spans[f"round 1, {phase}"] for phase in ("draw", "old", "new", "exchange"))
+    assert old[0] == new[0] == pytest.approx(draw[0] + draw[1], abs=0.02)
+    assert exchange[0] == pytest.approx(new[0] + new[1], abs=0.02)
+    assert "1 min 28 s" in Page(page).text
+
+
 def test_one_group_trains_in_sequence() -> None:
-    record = config()
-    record["config"]["cluster"]["groups"] = 1
-    spans = {tip.split(":")[0]: (x, width) for tip, x, width in boxes(render(whole_run(config=record)), "timeline")}
+    lines = [round_line(0), round_line(1, memory={"rank-0": 2**30})]
+    page = render(whole_run(metrics=lines))
+    spans = {tip.split(":")[0]: (x, width) for tip, x, width in boxes(page, "timeline")}
     old, new, exchange = (spans[f"round 1, {phase}"] for phase in ("old", "new", "exchange"))
     assert new[0] == pytest.approx(old[0] + old[1], abs=0.02)
     assert exchange[0] == pytest.approx(new[0] + new[1], abs=0.02)

@@ -85,6 +85,13 @@ def test_an_adapter_that_matches_nothing_is_refused_whichever_round_it_is_for(se
     assert "lora.kinds" in told
 
 
+def test_a_model_is_not_written_into_the_model(settings, tmp_path):
+    within = str(tmp_path / "model" / "runs")
+    for leaves in ({"run": {"dir": within, "export": True}}, {"run": {"dir": within}, "warmup": {"epochs": 1}}):
+        assert "lies within the model" in refused(settings(**leaves))
+    prepare(settings(run={"dir": within}))
+
+
 def test_a_share_of_the_conflicts_is_known_only_later(settings):
     assert prepare(settings(method={"top": 1e-9, "of": "conflicts"})).method.contrasts
 

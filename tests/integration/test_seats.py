@@ -1,0 +1,74 @@
+"""What ranks are built for, and with what: an adapter, weights that no round trains, the threads they had."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dft_cluster.config import Config
+from dft_cluster.local import in_this_process
+from dft_cluster.methods.prepare import Prepared, prepare
+from dft_cluster.methods.run import run
+from dft_cluster.patch import Folder
+from dft_cluster.ranks.rank import Rank, Source
+from dft_cluster.runs.console import Console
+from tests.integration import runs
+from tests.integration.runs import Crash, crash_at
+
+
+def test_an_adapter_s_dropout_is_for_training_alone(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """From the first moment on: what a resumed run measures before it trains is what it had."""
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "lora"}, lora={"dropout": 0.5})
+    prepared = prepare(settings).seat(1)
+    with in_this_process(prepared, Source(settings.model), Console(runs.silent)) as team:
+        [training] = team.everyone.call(lambda rank: [part.training for part in rank._engine.module.modules()])
+        assert not any(training)
+
+
+def test_a_folder_s_weights_are_those_of_what_no_round_trains_as_well(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    prepared = prepare(runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "lora"})).seat(1)
+    source, files = Source(prepared.config.model), Folder(tiny_model)
+    with in_this_process(prepared, source, Console(runs.silent)) as team:
+
+        def alter(rank: Rank) -> None:
+            for parameter in prepared.standing:
+                rank._engine.put(parameter, torch.full((parameter.numel,), 7.0))
+
+        team.everyone.call(alter)
+        team.everyone.call(Rank.load, source)
+        [weights] = team.everyone.call(lambda rank: rank._engine.weights)
+        assert prepared.standing
+        for p in prepared.standing:
+            assert torch.equal(weights[p.name].detach().flatten(), files.flat(p.saved, 0, p.numel))
+
+
+def test_groups_of_another_size_get_threads_anew(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """Those of the same size get what they had: the bits hang on it."""
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, cluster={"threads": None})
+
+    class Seen(Exception):
+        pass
+
+    def given(settings: Config) -> tuple[float | None, int | None]:
+        seen: list[Config] = []
+
+        def launch(seat: Prepared, *_: Any) -> Any:
+            seen.append(seat.config)
+            raise Seen
+
+        with pytest.raises(Seen):
+            run(prepare(settings), launch, Console(runs.silent))
+        return seen[0].cluster.cpus_per_rank, seen[0].cluster.threads
+
+    with pytest.raises(Crash):
+        runs.alone(settings, crash_at("round 2"))
+    folder = tmp_path / "dft"
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | {"gpus_per_rank": 0.0, "cpus_per_rank": 1.0, "threads": 2}))
+    other = runs.config(tiny_model, tiny_facts, tmp_path, cluster={"threads": None, "ranks_per_group": 2})
+    assert given(settings) == (1.0, 2)
+    assert given(other) == (None, None)
