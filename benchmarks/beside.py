@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -142,12 +142,15 @@ def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> t
                 if in_time and len(running) < asked.at_once and task.after <= done and not full:
                     left.remove(task)
                     found = {name: one.to_json() for name, one in searches.found.items()} if searches else {}
-                    running[pool.submit(do, whole.settings, scratch, task, found)] = task
+                    try:
+                        running[pool.submit(do, whole.settings, scratch, task, found)] = task
+                    except BrokenExecutor:
+                        broken, in_time = True, False
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task, lost = running.pop(future), future.exception()
-                broken = broken or lost is not None  # a process was killed, and the pool with it
+                broken = broken or isinstance(lost, BrokenExecutor)  # a process was killed, and the pool with it
                 result = Done(f"{type(lost).__name__}: {lost}") if lost else future.result()
                 if result.failed:
                     failed[task] = result.failed
@@ -158,8 +161,10 @@ def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> t
                     searches.keep()
                 seconds, told = time.monotonic() - began, f"failed: {result.failed}" if result.failed else "finished"
                 print(f"[{seconds:6.1f} s] {task.kind} {task.labels} {told}; {len(left)} left", flush=True)
-    waited = {task: failed[first] for task in left for first in task.after if first in failed}
-    return not left and not failed, failed | waited
+    for task in left:  # in the order in which they wait for one another
+        if reasons := [failed[first] for first in task.after if first in failed]:
+            failed[task] = reasons[0]
+    return not left and not failed, failed
 
 
 def main() -> int:

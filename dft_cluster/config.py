@@ -227,8 +227,9 @@ class TrainSettings(_Section):
 class ClusterSettings(_Section):
     ranks_per_group: Count = 1
     """Ranks (processes, one accelerator each where there are any) in a group."""
-    groups: Annotated[Literal[1, 2], BeforeValidator(no_boolean)] = 2
-    """2: old and new side by side; 1: one after the other on the same ranks."""
+    groups: Annotated[Literal[1, 2], BeforeValidator(no_boolean)] | None = None
+    """2: old and new side by side; 1: one after the other on the same ranks. none: 2, or 1 where the cluster holds no more and
+    none is waited for."""
     gpus_per_rank: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] | None = None
     """None: one where the cluster has GPUs, else none."""
     cpus_per_rank: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] | None = None
@@ -349,7 +350,7 @@ class Config(_Section):
     @property
     def world(self) -> int:
         """Ranks in all."""
-        return self.cluster.groups * self.cluster.ranks_per_group
+        return (self.cluster.groups or 2) * self.cluster.ranks_per_group
 
 
 def impossible(config: Config) -> Iterable[str]:
@@ -381,7 +382,7 @@ def impossible(config: Config) -> Iterable[str]:
         uri = urlsplit(config.run.dir)
         options = {key.lower() for key, _ in parse_qsl(uri.query, keep_blank_values=True)}
         # A key may hold a slash, after which no parser looks for a password.
-        keyed = re.search(":[^@]*@", config.run.dir.partition("://")[2].partition("?")[0])
+        keyed = re.match(r"[^/@]*:(?!\d+(/|$))[^@]*@", config.run.dir.partition("://")[2].partition("?")[0])
         strange = [*(["password"] if keyed else []), *sorted(options - STORAGE_OPTIONS)]
         if strange:
             yield (

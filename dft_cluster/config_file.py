@@ -52,10 +52,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Reads a YAML file, lays `dotted.key=value` overrides over it and validates the whole."""
     file = Path(path)
     try:
-        if not file.is_file():
-            raise InputError(f"config {file}: no such file")
         tree = parse(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise InputError(f"config {file}: no such file") from error
+    except OSError as error:
+        raise InputError(f"config {file}: cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"config {file}: not valid YAML: {error}") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 
 from dft_cluster.cluster import secrets
 from dft_cluster.cluster.command import FAILED, OK, absolute, checked, parser, watched
@@ -83,16 +82,14 @@ def _plan(config: Config, nodes: str | None, *, calibrated: bool) -> int:
 
 
 def _run(config: Config) -> int:
-    from dft_cluster.cluster.launch import as_held, on_ray
+    from dft_cluster.cluster.launch import on_ray
     from dft_cluster.methods.prepare import prepare
     from dft_cluster.methods.run import run
     from dft_cluster.runs.console import Console
 
     def work(console: Console) -> int:
         console.phase("reading facts and model")
-        prepared = prepare(config)
-        held, notes = as_held(config, console)
-        run(replace(prepared, config=held, notes=[*prepared.notes, *notes]), on_ray, console)
+        run(prepare(config), on_ray, console)
         return OK
 
     return watched(

@@ -67,7 +67,12 @@ def connect(config: Config, console: Console) -> None:
 def shape(prepared: Prepared) -> tuple[int, int]:
     """(groups, ranks in each). A method without an old side takes all ranks as one group."""
     cluster = prepared.config.cluster
-    return (cluster.groups, cluster.ranks_per_group) if prepared.method.contrasts else (1, prepared.config.world)
+    return (cluster.groups or 2, cluster.ranks_per_group) if prepared.method.contrasts else (1, prepared.config.world)
+
+
+def sides(config: Config, groups: int, ranks: int) -> int:
+    """What `cluster.groups` would say of what `room` gave where it was left open."""
+    return 1 if (groups, ranks) == (1, config.cluster.ranks_per_group) else 2
 
 
 @contextmanager
@@ -77,8 +82,10 @@ def on_ray(prepared: Prepared, source: Source, console: Console, kind: Any = Ran
     connect(config, console)
     hold(Storage(config.run.dir).below(config.run.name))
     groups, ranks, need, notes = room(config, *shape(prepared), console)
+    given = need.given() | ({"groups": sides(config, groups, ranks)} if config.cluster.groups is None else {})
     try:
         with ranks_on(config, groups, ranks, need, console, kind) as team:
+            team.given = given
             team.notes += notes
             assemble(
                 team, config, source, prepared.parameters, prepared.standing,
@@ -86,7 +93,7 @@ def on_ray(prepared: Prepared, source: Source, console: Console, kind: Any = Ran
             )  # fmt: skip
             yield team
     except LostRankError as lost:
-        lost.given = need.given()
+        lost.given = given
         raise
 
 
@@ -147,9 +154,16 @@ def _await(group: Any, config: Config, ranks: int, need: Need, console: Console)
 def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int, int, Need, list[str]]:
     """Groups, ranks in each and what one needs: as asked for, once the cluster can hold it; or fewer, where that is allowed.
 
-    A cluster that is too small is refused at once, or waited for.
+    A cluster that is too small is refused at once, or waited for. Two groups that nobody asked for become one at once.
     """
     settings = config.cluster
+    if settings.groups is None and not settings.wait and groups * ranks > (alone := settings.ranks_per_group):
+        there, need = holds(_totals(), _share(config, groups * ranks)), _share(config, alone)
+        if there < groups * ranks and holds(_totals(), need) >= alone:
+            less = (
+                f"the cluster has room for one group of ranks alone ({_told()}): went on with that (cluster.groups=1)"
+            )
+            return 1, alone, _with_threads(config, alone, need), [less]
     until = time.monotonic() + settings.wait
     wanted: list[Any] = []
     try:
@@ -181,22 +195,6 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
     fewer = there // groups
     need = _with_threads(config, groups * fewer, need)
     return groups, fewer, need, [f"{missing}: went on with {fewer} in each (cluster.shrink)"]
-
-
-def as_held(config: Config, console: Console) -> tuple[Config, list[str]]:
-    """With old and new one after the other on the same ranks, and a note, where two groups are no more than the default and the
-    cluster that is meant, which waits for nothing, holds but one: a machine of one GPU."""
-    connect(config, console)
-    cluster = config.cluster
-    if "groups" in cluster.model_fields_set or cluster.wait:
-        return config, []
-    alone = config.model_copy(update={"cluster": cluster.model_copy(update={"groups": 1})})
-    two, one = (holds(_totals(), _share(each, each.world)) >= each.world for each in (config, alone))
-    if two or not one:
-        return config, []
-    return alone, [
-        f"the cluster holds one group of ranks ({_told()}): old and new one after the other (cluster.groups=1)"
-    ]
 
 
 def _missing(groups: int, ranks: int, need: Need, there: int) -> str:

@@ -18,7 +18,7 @@ import torch
 from dft_cluster.cluster.actors import ActorTeam
 from dft_cluster.cluster.command import FAILED, OK, checked, parser
 from dft_cluster.cluster.job import ready
-from dft_cluster.cluster.launch import as_held, connect, ranks_on, room
+from dft_cluster.cluster.launch import connect, ranks_on, room
 from dft_cluster.cluster.tried import Tried, TriedActor
 from dft_cluster.config import Config, TrainSettings
 from dft_cluster.config_file import load
@@ -115,13 +115,12 @@ class _Trial:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        self.scratch, self.console = scratch, console
+        self.config, self.scratch, self.console = config, scratch, console
         # No run can bear such a name, so nobody's run is taken for it and removed.
         self.storage = Storage(config.run.dir).below(f".{NAME}-{uuid.uuid4().hex[:8]}")
-        self.config, notes = as_held(config, console)
-        cluster = self.config.cluster
-        self.groups, self.ranks, self.need, more = room(self.config, cluster.groups, cluster.ranks_per_group, console)
-        self.notes = [*notes, *more]
+        self.groups, self.ranks, self.need, self.notes = room(
+            config, config.cluster.groups or 2, config.cluster.ranks_per_group, console
+        )
         torch.manual_seed(0)
         shape = LlamaConfig(
             vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,

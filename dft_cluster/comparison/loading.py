@@ -129,6 +129,16 @@ def _own(settings: CompareSettings) -> Iterator[str]:
         if len(set(each)) < len(each):
             yield f"{name}: {list(each)} holds one twice"
     yield from _wrong({"run": {"dir": settings.run.dir}})
+    warms = [
+        f"{model}.{data}"
+        for model, data in product(settings.models, settings.data)
+        if laid(settings.base, settings.models[model], settings.data_of(data)).get("warmup", {}).get("epochs")
+    ]
+    if "://" in settings.run.dir and not settings.run.dir.startswith("file://") and warms:
+        yield (
+            f"run.dir: {settings.run.dir.partition('?')[0]} is a storage URI, and the warmed model that the runs of {warms[0]} share "
+            "must lie in a folder; right would be a shared folder, or warmup.epochs=0"
+        )
     for label in settings.data:
         try:
             settings.report_of(label)

@@ -73,11 +73,7 @@ class Runs:
         """Where a warmed model is or will be; None without a warm-up."""
         if validate(tree).warmup.epochs == 0:
             return None
-        if self.room.local is None:
-            raise InputError(
-                f"run.dir: {self.room.uri} is a storage URI, and the warmed model that runs share must lie in a folder; "
-                "right would be a shared folder, or warmup.epochs=0"
-            )
+        assert self.room.local is not None, "refused when the config was read"
         return str(self.room.local / "warm" / name / "base")
 
     def reason(self, error: Exception) -> str:

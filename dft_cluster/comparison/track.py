@@ -32,8 +32,8 @@ def track(settings: CompareSettings, room: Storage, found: Json) -> None:
         room.write_json(FILE, {"id": secrets.token_hex(4)})
 
     folder = room.local or Path(tempfile.mkdtemp(prefix="dft-wandb-"))
-    name = room.read_json(FILE)["id"]
-    run = begin(settings.track, folder, settings.run.name, name, found["settings"], job_type="comparison")
+    id_ = room.read_json(FILE)["id"]
+    run = begin(settings.track, folder, settings.run.name, id_, found["settings"], job_type="comparison")
     made = {f"{model}/{table.name}": table for model in found["models"] for table in tables(found, model)}
     made |= {table.name: table for table in searches(found)}
     for name, one in made.items():
@@ -45,4 +45,4 @@ def track(settings: CompareSettings, room: Storage, found: Json) -> None:
     if room.local is None:
         room.put(folder / "wandb", "wandb")
         shutil.rmtree(folder)
-    room.write_json(FILE, {"id": name, "sent": True})
+    room.write_json(FILE, {"id": id_, "sent": True})

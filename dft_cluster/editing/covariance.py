@@ -207,7 +207,7 @@ def cached(key: Key, layer: str, inner: int, warn: Callable[[str], None]) -> Cov
     try:
         with safe_open(file, framework="pt") as tensors:
             mean, tokens = tensors.get_tensor("mean"), int(tensors.get_tensor("tokens"))
-            seconds = float(tensors.get_tensor("seconds"))
+            seconds = float(tensors.get_tensor("pass_seconds"))
     except (SafetensorError, OSError) as error:
         warn(f"{file} cannot be read and is measured anew: {error}")
         return None
@@ -218,7 +218,7 @@ def keep(key: Key, layer: str, covariance: Covariance) -> None:
     tensors = {
         "mean": covariance.mean.cpu().contiguous(),
         "tokens": torch.tensor(covariance.tokens),
-        "seconds": torch.tensor(covariance.seconds),
+        "pass_seconds": torch.tensor(covariance.seconds),
     }
     with new_file(key.file(layer)) as file:
         file.write(save(tensors, {"layer": layer, "samples": str(key.samples)}))

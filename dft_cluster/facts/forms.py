@@ -61,10 +61,14 @@ def csv_row(record: Record) -> Fact:
 
 def _with_flat_probe(record: Record) -> Record:
     """A locality probe that a user wrote as `locality_prompt` and `locality_answer`, beside those in `locality`."""
+    if not {"locality_prompt", "locality_answer"} <= record.fields.keys():
+        return record
     fields = dict(record.fields)
-    probe = {"prompt": fields.pop("locality_prompt", None), "answer": fields.pop("locality_answer", None)}
-    if any(probe.values()):
+    probe = {"prompt": fields.pop("locality_prompt"), "answer": fields.pop("locality_answer")}
+    if all(probe.values()):
         fields["locality"] = [fields.get("locality"), probe]
+    elif any(probe.values()):
+        record.note("locality probes left out, as `locality_prompt` or `locality_answer` is empty")
     return replace(record, fields=fields)
 
 

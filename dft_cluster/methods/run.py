@@ -22,7 +22,7 @@ from dft_cluster.runs.record import Record
 Launch = Callable[[Prepared, Source, Console], AbstractContextManager[Team]]
 """Starts the ranks with θ loaded, and ends them."""
 
-GIVEN = ("gpus_per_rank", "cpus_per_rank", "threads")
+GIVEN = ("groups", "gpus_per_rank", "cpus_per_rank", "threads")
 """Settings of `cluster` that may be left to the cluster, and are then kept in config.json."""
 
 
@@ -119,8 +119,11 @@ class _Teams:
         bits (which groups of another size do not give), and GPUs, which are waited for (or the run is refused), for it would
         never end on CPUs."""
         cluster, known = seat.config.cluster, self.record.identity
-        alike = known.get("config", {}).get("cluster", {}).get("ranks_per_group") == cluster.ranks_per_group
-        given = GIVEN if alike else ("gpus_per_rank",)
+        before = known.get("config", {}).get("cluster", {})
+        size = (
+            ("ranks_per_group",) if seat.method.contrasts else ("ranks_per_group", "groups")
+        )  # else all are one group
+        given = GIVEN if all(before.get(key) == getattr(cluster, key) for key in size) else ("gpus_per_rank",)
         again = {key: known[key] for key in given if getattr(cluster, key) is None and key in known}
         update = {"cluster": cluster.model_copy(update=again)}
         return replace(seat, config=seat.config.model_copy(update=update))

@@ -57,7 +57,7 @@ class Asked:
 
     @property
     def paired(self) -> bool:
-        return self.contrasts and self.config.cluster.groups == 2
+        return self.contrasts and self.config.cluster.groups != 1
 
     @property
     def world(self) -> int:

@@ -48,6 +48,7 @@ class Plan:
 def plan(prepared: Prepared, there: Capacity | None = None) -> Plan:
     """Of a job; without a capacity, for this machine."""
     there = there or Capacity((Node.here(),))
+    prepared = _as_held(prepared, there)
     seats = {name: _asked(seat, there) for name, seat in _seats(prepared).items()}
     notes = []
     if prepared.config.method.name in ONE_ROUND:
@@ -55,6 +56,17 @@ def plan(prepared: Prepared, there: Capacity | None = None) -> Plan:
     if prepared.config.facts.old == "generated":
         notes.append("the model's own sentences are not known yet: the records' old answers stand in for their lengths")
     return of_seats(seats, there, notes)
+
+
+def _as_held(prepared: Prepared, there: Capacity) -> Prepared:
+    """With one group of ranks, where two are no more than the default and the devices are enough for one alone."""
+    config = prepared.config
+    cluster, each = config.cluster, config.cluster.gpus_per_rank or 1.0
+    if cluster.groups is not None or cluster.wait or there.device(cluster.gpus_per_rank) == "cpu":
+        return prepared
+    if not config.world * each > there.devices >= cluster.ranks_per_group * each:
+        return prepared
+    return replace(prepared, config=config.model_copy(update={"cluster": cluster.model_copy(update={"groups": 1})}))
 
 
 def of_seats(seats: dict[str, Asked], there: Capacity, notes: Sequence[str] = ()) -> Plan:

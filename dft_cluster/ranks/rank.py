@@ -92,6 +92,8 @@ class Rank(Editing):
             self._folder(source), config.train, config.lora, place, parameters,
             kept_on=self._kept_on, trust_remote_code=source.model.trust_remote_code,
         )  # fmt: skip
+        self._standing_as: Source | None = source
+        """Whose values the standing weights have; none where a round or their rounding changed them."""
         self.load(source)
         return sum(fragment.length for fragment in self._engine.fragments)
 
@@ -111,8 +113,10 @@ class Rank(Editing):
         """θ ← a folder's exact values, with a fresh optimizer."""
         files = Folder(self._folder(source))
         self._engine.load(files, self._by_index())
-        for parameter in self._standing:
-            self._engine.put(parameter, files.flat(parameter.saved, 0, parameter.numel))
+        if source != self._standing_as:
+            for parameter in self._standing:
+                self._engine.put(parameter, files.flat(parameter.saved, 0, parameter.numel))
+            self._standing_as = source
         self._engine.forget()
 
     def fine_tune(
@@ -236,6 +240,7 @@ class Rank(Editing):
         for weight in standing:
             if weight.values is not None:
                 engine.put(weight.parameter, weight.values)
+                self._standing_as = None
         engine.push()
         if remembered:
             engine.go_on()
@@ -262,6 +267,7 @@ class Rank(Editing):
         engine.push()
         for parameter in self._standing:
             engine.round_to(parameter, dtypes[parameter.index])
+            self._standing_as = None
 
     def predict(self, batches: Sequence[Sequence[Example]], pad: int) -> list[list[Said]]:
         """Teacher-forced outcomes, batch by batch."""

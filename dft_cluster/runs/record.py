@@ -107,7 +107,10 @@ class Record:
         shape = ("ranks_per_group", "threads", "gpus_per_rank", *(() if paired else ("groups",)))
         # What was left open then was given by the cluster, and is again what is left open now.
         then, later = (
-            {key: self.identity.get(key) if one.get(key) is None else one[key] for key in shape}
+            {
+                key: self.identity.get(key, 2 if key == "groups" else None) if one.get(key) is None else one[key]
+                for key in shape
+            }
             for one in (before["cluster"], now["cluster"])
         )
         differing = [f"cluster.{key} {then[key]} → {later[key]}" for key in shape if then[key] != later[key]]

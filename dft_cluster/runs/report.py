@@ -108,7 +108,7 @@ def _setup(run: RunData) -> str:
         ("λ", run.setting("method.scale")),
         ("scope", run.setting("method.scope")),
         ("elements", count(elements) if elements else None),
-        ("groups", run.setting("cluster.groups")),
+        ("groups", run.setting("cluster.groups") or run.record.get("groups") or 2),
         ("ranks per group", run.setting("cluster.ranks_per_group")),
         ("seed", run.setting("train.seed")),
     ]

@@ -112,12 +112,13 @@ def test_a_node_without_a_token_does_not_start(file: Path) -> None:
 
 @both
 def test_ray_up_and_kubernetes_find_what_they_call(file: Path) -> None:
-    """The launcher starts the image with `bash`, reads HOME from it and runs rsync in it; KubeRay's probes run wget."""
+    """The launcher starts the image with `bash`, reads HOME from it and runs rsync in it, on the head ssh as well; KubeRay's
+    probes run wget."""
     stage = last_stage(steps(file))
     assert not [step for step in stage if step.word == "ENTRYPOINT"]
     assert variables(stage[position(stage, "ENV", "HOME=")])["HOME"] == "/home/dft"
     installed = stage[position(stage, "RUN", "apt-get")].text.split()
-    assert {"rsync", "wget"} <= set(installed)
+    assert {"openssh-client", "rsync", "wget"} <= set(installed)
 
 
 @both

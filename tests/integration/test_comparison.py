@@ -27,6 +27,7 @@ from tests.integration.comparisons import Json, Launches, cell, folder, run, sma
 from tests.integration.test_job import ROOT, running
 from tests.integration.test_job import wait_for as wait_for_words
 from tests.integration.test_lock import DRIVER, wait_for
+from tests.wandb_files import records
 
 COMPARE = [sys.executable, str(ROOT / "jobs" / "compare.py")]
 
@@ -248,6 +249,10 @@ def test_tables_that_wandb_refused_are_sent_by_the_next_start(tree: Json, monkey
     seen = touched(folder(tree) / "wandb")
     run(small)
     assert touched(folder(tree) / "wandb") == seen
+    mark = json.loads((folder(tree) / "wandb.json").read_text())
+    run({**small, "seeds": [0, 1]})
+    assert json.loads((folder(tree) / "wandb.json").read_text()) == mark
+    assert {one.run.run_id for one in records(folder(tree)) if one.HasField("run")} == {mark["id"]}
 
 
 @pytest.mark.usefixtures("cluster")

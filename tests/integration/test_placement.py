@@ -10,7 +10,7 @@ SCRIPT = """
 import json, sys
 import ray
 from ray.cluster_utils import Cluster
-from dft_cluster.cluster.launch import as_held, ranks_on, room
+from dft_cluster.cluster.launch import ranks_on, room
 from dft_cluster.config_file import validate
 from dft_cluster.runs.console import Console
 
@@ -37,10 +37,17 @@ for gpus, groups, ranks in json.loads(sys.argv[1]):
         sides = (team.old, team.new) if team.paired else (team.everyone,)
         names = [[node for node, *_ in side.call(Standing.who)] for side in sides]
         numbers = {node["NodeID"]: node["Resources"]["GPU"] for node in ray.nodes()}
-        held = [as_held(validate(asked), said) for asked in ({}, {"cluster": {"groups": 2}}, {"cluster": {"wait": 9}})]
+        held = []
+        for groups, ranks in ((2, 1), (1, 2)):  # a method with an old side; one without takes all ranks as one group
+            groups, ranks, _, notes = room(validate({"cluster": {"threads": 1}}), groups, ranks, said)
+            held.append([groups, ranks, *notes])
+        for asked in ({"groups": 2}, {"wait": 0.1}):
+            try:
+                held.append(room(validate({"cluster": asked}), 2, 1, said)[:2])
+            except ValueError as error:
+                held.append(str(error))
         found.append({
-            "nodes": [[[name[:8], numbers[name]] for name in side] for side in names], "notes": team.notes,
-            "held": [[one.cluster.groups, *notes] for one, notes in held],
+            "nodes": [[[name[:8], numbers[name]] for name in side] for side in names], "notes": team.notes, "held": held,
         })
 print("FOUND", json.dumps(found))
 ray.shutdown()
@@ -72,12 +79,12 @@ def test_a_group_goes_to_one_node_where_one_holds_it_and_else_it_is_said() -> No
     assert "no node holds a group of 17 ranks with 1 CPU and 1 GPU each" in note
 
 
-def test_a_cluster_of_one_gpu_trains_old_and_new_one_after_the_other_unless_two_groups_are_asked_for_or_waited_for() -> (
-    None
-):
+def test_a_cluster_of_one_gpu_takes_one_group_unless_two_are_asked_for_or_waited_for() -> None:
     one, two = placed((1, 1, 1), (1, 1, 1))
-    [groups, note], asked, waiting = one["held"]
-    assert groups == 1
-    assert "1 node(s) with 8 CPU 1 GPU" in note
-    assert asked == waiting == [2]
-    assert two["held"] == [[2], [2], [2]]
+    *alone, asked, waited = one["held"]
+    for groups, ranks, note in alone:
+        assert (groups, ranks) == (1, 1)
+        assert "1 node(s) with 8 CPU 1 GPU" in note
+    assert "2 group(s) of 1 rank(s)" in asked
+    assert "2 group(s) of 1 rank(s)" in waited
+    assert two["held"] == [[2, 1], [1, 2], [2, 1], [2, 1]]

@@ -1,13 +1,15 @@
 """What ranks are built for, and with what: an adapter, weights that no round trains, the threads they had."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from dft_cluster.config import Config
+from dft_cluster.config import Config, ModelSettings
 from dft_cluster.local import in_this_process
 from dft_cluster.methods.prepare import Prepared, prepare
 from dft_cluster.methods.run import run
@@ -31,19 +33,18 @@ def test_a_folder_s_weights_are_those_of_what_no_round_trains_as_well(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path
 ) -> None:
     prepared = prepare(runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "lora"})).seat(1)
-    source, files = Source(prepared.config.model), Folder(tiny_model)
-    with in_this_process(prepared, source, Console(runs.silent)) as team:
-
-        def alter(rank: Rank) -> None:
-            for parameter in prepared.standing:
-                rank._engine.put(parameter, torch.full((parameter.numel,), 7.0))
-
-        team.everyone.call(alter)
-        team.everyone.call(Rank.load, source)
-        [weights] = team.everyone.call(lambda rank: rank._engine.weights)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    [file] = other.glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    built, later = Source(prepared.config.model), Source(ModelSettings(name=str(other)))
+    with in_this_process(prepared, built, Console(runs.silent)) as team:
         assert prepared.standing
-        for p in prepared.standing:
-            assert torch.equal(weights[p.name].detach().flatten(), files.flat(p.saved, 0, p.numel))
+        for source, folder in ((later, other), (built, tiny_model)):
+            team.everyone.call(Rank.load, source)
+            [weights] = team.everyone.call(lambda rank: rank._engine.weights)
+            for p in prepared.standing:
+                assert torch.equal(weights[p.name].detach().flatten(), Folder(folder).flat(p.saved, 0, p.numel))
 
 
 def test_groups_of_another_size_get_threads_anew(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:

@@ -224,7 +224,10 @@ def test_impossible_combinations(tree, told):
 
 
 def test_a_storage_uri_without_a_key_is_fine():
-    for uri in ("s3://bucket/runs?region=eu-west-1", "gs://anonymous@bucket/runs", "/mnt/a:b@c"):
+    for uri in (
+        "s3://bucket/runs?region=eu-west-1", "gs://anonymous@bucket/runs", "/mnt/a:b@c", "s3://bucket/runs/10:00@a",
+        "hdfs://namenode:8020/user/me@there/runs",
+    ):  # fmt: skip
         assert validate({"run": {"dir": uri}}).run.dir == uri
 
 

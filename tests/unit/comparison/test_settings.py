@@ -77,6 +77,14 @@ def test_own_keys_are_checked_too():
         assert f"\n  {place}" in told, told
 
 
+def test_a_warmed_model_that_runs_share_is_not_kept_in_a_bucket():
+    warm = {"warmup": {"epochs": 1}}
+    told = refused(base=warm, run={"dir": "s3://bucket/runs?region=eu-west-1"})
+    assert "run.dir: s3://bucket/runs is a storage URI" in told
+    checked({**TREE, "run": {"dir": "s3://bucket/runs"}}, "my.yaml")
+    checked({**TREE, "base": warm, "run": {"dir": "file:///shared/runs"}}, "my.yaml")
+
+
 def test_what_a_comparison_cannot_do_without_is_named():
     with pytest.raises(InputError) as caught:
         checked({"methods": {}})

@@ -100,8 +100,19 @@ def test_a_users_probe_in_two_flat_fields_stands_beside_others():
     assert not record.tally
     both = {**flat, "locality": [{"prompt": "v", "answer": "w"}]}
     assert read("common", both).locality == (Probe("v", "w"), Probe("x", "y"))
-    with pytest.raises(InputError, match=r"f, line 9, in `locality`: the field `answer` .* is missing"):
-        read("common", {**flat, "locality_answer": None})
+    for half, said in (
+        (
+            {**flat, "locality_answer": None},
+            "locality probes left out, as `locality_prompt` or `locality_answer` is empty",
+        ),
+        (
+            {name: flat[name] for name in ("prompt", "old", "new", "locality_prompt")},
+            "field `locality_prompt` not used",
+        ),
+    ):
+        record = Record(half, "f", 1)
+        assert FORMS["common"](record).locality == ()
+        assert list(record.tally) == [said]
 
 
 def test_a_cell_of_a_csv_may_be_empty_or_left_off():

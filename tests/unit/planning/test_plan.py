@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -90,6 +91,19 @@ def test_a_plan_for_a_cluster_that_is_not_here(
     assert "it fits" in text
     with pytest.raises(SystemExit):
         main([str(file), "--nodes", "2x8x80:1000"])
+
+
+def test_one_device_is_enough_where_two_groups_are_no_more_than_the_default(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    one = Capacity((Node(100 * GB, 1, 80 * GB),))
+
+    def planned(**cluster: Any) -> str:
+        return plan(prepare(runs.config(tiny_model, tiny_facts, tmp_path, cluster=cluster)), one).text()
+
+    assert "1 group of 1 rank on cuda" in planned()
+    assert "2 groups of 1 rank on cuda" in planned(groups=2)
+    assert "2 groups of 1 rank on cuda" in planned(wait=60)
 
 
 def test_too_few_devices_are_named() -> None:
