@@ -136,8 +136,8 @@ def _own(settings: CompareSettings) -> Iterator[str]:
     ]
     if "://" in settings.run.dir and not settings.run.dir.startswith("file://") and warms:
         yield (
-            f"run.dir: {settings.run.dir.partition('?')[0]} is a storage URI, and the warmed model that the runs of {warms[0]} share "
-            "must lie in a folder; right would be a shared folder, or warmup.epochs=0"
+            f"run.dir: {settings.run.dir.partition('?')[0]} is a storage URI, and the warmed model that the runs of {warms[0]} "
+            "share must lie in a folder; right would be a shared folder, or warmup.epochs=0"
         )
     for label in settings.data:
         try:
