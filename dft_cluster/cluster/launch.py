@@ -157,13 +157,13 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
     A cluster that is too small is refused at once, or waited for. Two groups that nobody asked for become one at once.
     """
     settings = config.cluster
-    if settings.groups is None and not settings.wait and groups * ranks > (alone := settings.ranks_per_group):
-        there, need = holds(_totals(), _share(config, groups * ranks)), _share(config, alone)
-        if there < groups * ranks and holds(_totals(), need) >= alone:
-            less = (
+    if settings.groups is None and not settings.wait and not _held(config, groups * ranks):
+        alone = settings.ranks_per_group
+        if alone < groups * ranks and _held(config, alone):
+            note = (
                 f"the cluster has room for one group of ranks alone ({_told()}): went on with that (cluster.groups=1)"
             )
-            return 1, alone, _with_threads(config, alone, need), [less]
+            return 1, alone, _with_threads(config, alone, _share(config, alone)), [note]
     until = time.monotonic() + settings.wait
     wanted: list[Any] = []
     try:
@@ -195,6 +195,11 @@ def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int
     fewer = there // groups
     need = _with_threads(config, groups * fewer, need)
     return groups, fewer, need, [f"{missing}: went on with {fewer} in each (cluster.shrink)"]
+
+
+def _held(config: Config, ranks: int) -> bool:
+    """Whether the cluster has room for so many ranks."""
+    return holds(_totals(), _share(config, ranks)) >= ranks
 
 
 def _missing(groups: int, ranks: int, need: Need, there: int) -> str:

@@ -120,9 +120,8 @@ class _Teams:
         never end on CPUs."""
         cluster, known = seat.config.cluster, self.record.identity
         before = known.get("config", {}).get("cluster", {})
-        size = (
-            ("ranks_per_group",) if seat.method.contrasts else ("ranks_per_group", "groups")
-        )  # else all are one group
+        # Without an old side all groups are one.
+        size = ("ranks_per_group",) if seat.method.contrasts else ("ranks_per_group", "groups")
         given = GIVEN if all(before.get(key) == getattr(cluster, key) for key in size) else ("gpus_per_rank",)
         again = {key: known[key] for key in given if getattr(cluster, key) is None and key in known}
         update = {"cluster": cluster.model_copy(update=again)}
