@@ -140,10 +140,10 @@ def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> t
             for task in list(left):
                 full = task.heavy and sum(t.heavy for t in running.values()) >= asked.heavy
                 if in_time and len(running) < asked.at_once and task.after <= done and not full:
-                    left.remove(task)
                     found = {name: one.to_json() for name, one in searches.found.items()} if searches else {}
                     try:
                         running[pool.submit(do, whole.settings, scratch, task, found)] = task
+                        left.remove(task)
                     except BrokenExecutor:
                         broken, in_time = True, False
             if not running:

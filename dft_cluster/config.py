@@ -382,7 +382,8 @@ def impossible(config: Config) -> Iterable[str]:
         uri = urlsplit(config.run.dir)
         options = {key.lower() for key, _ in parse_qsl(uri.query, keep_blank_values=True)}
         # A key may hold a slash, after which no parser looks for a password.
-        keyed = re.match(r"[^/@]*:(?!\d+(/|$))[^@]*@", config.run.dir.partition("://")[2].partition("?")[0])
+        port = r"(?!\d+(/|$))" if uri.scheme in ("hdfs", "viewfs") else ""
+        keyed = re.match(f"[^/]*:{port}[^@]*@", config.run.dir.partition("://")[2].partition("?")[0])
         strange = [*(["password"] if keyed else []), *sorted(options - STORAGE_OPTIONS)]
         if strange:
             yield (

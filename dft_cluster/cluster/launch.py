@@ -72,7 +72,7 @@ def shape(prepared: Prepared) -> tuple[int, int]:
 
 def sides(config: Config, groups: int, ranks: int) -> int:
     """What `cluster.groups` would say of what `room` gave where it was left open."""
-    return 1 if (groups, ranks) == (1, config.cluster.ranks_per_group) else 2
+    return 1 if not config.cluster.wait and (groups, ranks) == (1, config.cluster.ranks_per_group) else 2
 
 
 @contextmanager

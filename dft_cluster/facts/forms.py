@@ -65,9 +65,10 @@ def _with_flat_probe(record: Record) -> Record:
         return record
     fields = dict(record.fields)
     probe = {"prompt": fields.pop("locality_prompt"), "answer": fields.pop("locality_answer")}
-    if all(probe.values()):
+    empty = [value in (None, "", []) for value in probe.values()]
+    if not any(empty):
         fields["locality"] = [fields.get("locality"), probe]
-    elif any(probe.values()):
+    elif not all(empty):
         record.note("locality probes left out, as `locality_prompt` or `locality_answer` is empty")
     return replace(record, fields=fields)
 

@@ -120,9 +120,11 @@ class _Teams:
         never end on CPUs."""
         cluster, known = seat.config.cluster, self.record.identity
         before = known.get("config", {}).get("cluster", {})
+        was = before.get("groups") or known.get("groups")
         # Without an old side all groups are one.
-        size = ("ranks_per_group",) if seat.method.contrasts else ("ranks_per_group", "groups")
-        given = GIVEN if all(before.get(key) == getattr(cluster, key) for key in size) else ("gpus_per_rank",)
+        alike = seat.method.contrasts or cluster.groups in (None, was)
+        given = GIVEN if alike and before.get("ranks_per_group") == cluster.ranks_per_group else ("gpus_per_rank",)
+        known = {**known, "groups": was}
         again = {key: known[key] for key in given if getattr(cluster, key) is None and key in known}
         update = {"cluster": cluster.model_copy(update=again)}
         return replace(seat, config=seat.config.model_copy(update=update))

@@ -6,7 +6,7 @@ from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.run import Launch
 from dft_cluster.planning.calibrate import calibrate
 from dft_cluster.planning.capacity import Capacity
-from dft_cluster.planning.plan import asked_probes, plan, training_sets
+from dft_cluster.planning.plan import asked_probes, in_one_group, plan, training_sets
 from dft_cluster.ranks.rank import Source
 from dft_cluster.runs.console import Console
 
@@ -22,6 +22,8 @@ def plan_command(
         return made.text()
     seat = prepared.seat(1)
     with launch(seat, Source(prepared.config.model), console) as team:
+        if made.asked.paired and not team.paired:  # the cluster had room for no more
+            made = plan(in_one_group(prepared), there)
         console.phase("timing a few steps")
         seconds = calibrate(seat, team, training_sets(seat), asked_probes(seat), made.asked.steps)
     return made.timed(seconds).text()

@@ -106,11 +106,9 @@ class Record:
         paired = self.config.method.name == "dft" and LOOKS_AT_OLD[self.config.dft.mask]
         shape = ("ranks_per_group", "threads", "gpus_per_rank", *(() if paired else ("groups",)))
         # What was left open then was given by the cluster, and is again what is left open now.
+        given = {**self.identity, "groups": before["cluster"].get("groups") or self.identity.get("groups") or 2}
         then, later = (
-            {
-                key: self.identity.get(key, 2 if key == "groups" else None) if one.get(key) is None else one[key]
-                for key in shape
-            }
+            {key: given.get(key) if one.get(key) is None else one[key] for key in shape}
             for one in (before["cluster"], now["cluster"])
         )
         differing = [f"cluster.{key} {then[key]} → {later[key]}" for key in shape if then[key] != later[key]]

@@ -72,4 +72,6 @@ def test_groups_of_another_size_get_threads_anew(tiny_model: Path, tiny_facts: P
     (folder / "config.json").write_text(json.dumps(told | {"gpus_per_rank": 0.0, "cpus_per_rank": 1.0, "threads": 2}))
     other = runs.config(tiny_model, tiny_facts, tmp_path, cluster={"threads": None, "ranks_per_group": 2})
     assert given(settings) == (1.0, 2)
+    two = runs.config(tiny_model, tiny_facts, tmp_path, cluster={"threads": None, "groups": 2})
+    assert given(two) == (1.0, 2), "the bits do not hang on the number of groups"
     assert given(other) == (None, None)

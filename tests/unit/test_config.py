@@ -216,6 +216,7 @@ def test_a_missing_and_an_empty_file(tmp_path):
         ({"evaluate": {"protocols": ["generated"]}}, "teacher_forced must be among them"),
         ({"run": {"dir": "s3://key:SECRET@bucket/runs"}}, "must not hold a key"),
         ({"run": {"dir": "s3://key:SEC/SECRET@bucket/runs?region=eu-west-1"}}, "must not hold a key"),
+        ({"run": {"dir": "s3://key:7/SECRET@bucket/runs"}}, "must not hold a key"),
     ],
 )
 def test_impossible_combinations(tree, told):

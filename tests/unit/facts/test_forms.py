@@ -98,6 +98,7 @@ def test_a_users_probe_in_two_flat_fields_stands_beside_others():
     record = Record(flat, "f", 1)
     assert FORMS["common"](record).locality == (Probe("x", "y"),)
     assert not record.tally
+    assert read("common", {**flat, "locality_answer": 0}).locality == (Probe("x", "0"),)
     both = {**flat, "locality": [{"prompt": "v", "answer": "w"}]}
     assert read("common", both).locality == (Probe("v", "w"), Probe("x", "y"))
     for half, said in (
