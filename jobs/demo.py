@@ -38,8 +38,8 @@ def demo(arguments: list[str]) -> int:
         flush=True,
     )
     plain = [
-        "method.name=full", "train.epochs=1", "method.rounds=40", f"converge.reliability={reached}", "converge.keep=last",
-        "cluster.groups=1",
+        "method.name=full", "train.epochs=1", f"method.rounds={40 if reached else 1}",
+        f"converge.reliability={reached or 'off'}", "converge.keep=last", "cluster.groups=1",
         f"run.name={config.run.name}-full",
     ]  # fmt: skip
     if code := main([path, *overrides, *plain]):
