@@ -23,9 +23,9 @@ def families(rows: list[Row]) -> dict[tuple[str, ...], dict[tuple[str, ...], lis
     for row in rows:
         if row["rule"] != "original":
             kind = (row["data"], row["train"], row["rule"], row["mask"], row["by"], "rounds" if row["round"] else "")
-            rows = found[kind][tuple(row[name] for name in SETTING)]
-            if all(other["set"] != row["set"] for other in rows):  # two parts of the trials have settings in common
-                rows.append(row)
+            tried = found[kind][tuple(row[name] for name in SETTING)]
+            if all(other["set"] != row["set"] for other in tried):  # two parts of the trials have settings in common
+                tried.append(row)
     return found
 
 

@@ -348,9 +348,18 @@ class Config(_Section):
         return json.loads(self.model_dump_json())
 
     @property
+    def groups(self) -> int:
+        """Those that are asked for: two, where that is left open."""
+        return self.cluster.groups or 2
+
+    @property
     def world(self) -> int:
         """Ranks in all."""
-        return (self.cluster.groups or 2) * self.cluster.ranks_per_group
+        return self.groups * self.cluster.ranks_per_group
+
+    def in_groups(self, groups: Literal[1, 2]) -> "Config":
+        """The same with so many groups."""
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"groups": groups})})
 
 
 def impossible(config: Config) -> Iterable[str]:

@@ -64,29 +64,34 @@ def connect(config: Config, console: Console) -> None:
         raise InputError(f"cluster.address: no Ray cluster at {address}: {error}") from error
 
 
-def shape(prepared: Prepared) -> tuple[int, int]:
+def settled(config: Config) -> tuple[Config, list[str]]:
+    """With `cluster.groups` where it was left open: two, or one if the cluster has room for no more and none is waited for."""
+    cluster = config.cluster
+    if cluster.groups is not None:
+        return config, []
+    if cluster.wait or _held(config, config.world) or not _held(config, cluster.ranks_per_group):
+        return config.in_groups(2), []
+    note = f"the cluster has room for one group of ranks alone ({_told()}): went on with that (cluster.groups=1)"
+    return config.in_groups(1), [note]
+
+
+def shape(config: Config, contrasts: bool) -> tuple[int, int]:
     """(groups, ranks in each). A method without an old side takes all ranks as one group."""
-    cluster = prepared.config.cluster
-    return (cluster.groups or 2, cluster.ranks_per_group) if prepared.method.contrasts else (1, prepared.config.world)
-
-
-def sides(config: Config, groups: int, ranks: int) -> int:
-    """What `cluster.groups` would say of what `room` gave where it was left open."""
-    return 1 if not config.cluster.wait and (groups, ranks) == (1, config.cluster.ranks_per_group) else 2
+    return (config.groups, config.cluster.ranks_per_group) if contrasts else (1, config.world)
 
 
 @contextmanager
 def on_ray(prepared: Prepared, source: Source, console: Console, kind: Any = RankActor) -> Iterator[ActorTeam]:
     """A team of actors with θ loaded."""
-    config = prepared.config
-    connect(config, console)
-    hold(Storage(config.run.dir).below(config.run.name))
-    groups, ranks, need, notes = room(config, *shape(prepared), console)
-    given = need.given() | ({"groups": sides(config, groups, ranks)} if config.cluster.groups is None else {})
+    connect(prepared.config, console)
+    hold(Storage(prepared.config.run.dir).below(prepared.config.run.name))
+    config, notes = settled(prepared.config)
+    groups, ranks, need, more = room(config, *shape(config, prepared.method.contrasts), console)
+    given = need.given() | {"groups": config.groups}
     try:
         with ranks_on(config, groups, ranks, need, console, kind) as team:
             team.given = given
-            team.notes += notes
+            team.notes += [*notes, *more]
             assemble(
                 team, config, source, prepared.parameters, prepared.standing,
                 device="cuda" if need.gpus else "cpu", threads=need.threads,
@@ -154,16 +159,9 @@ def _await(group: Any, config: Config, ranks: int, need: Need, console: Console)
 def room(config: Config, groups: int, ranks: int, console: Console) -> tuple[int, int, Need, list[str]]:
     """Groups, ranks in each and what one needs: as asked for, once the cluster can hold it; or fewer, where that is allowed.
 
-    A cluster that is too small is refused at once, or waited for. Two groups that nobody asked for become one at once.
+    A cluster that is too small is refused at once, or waited for.
     """
     settings = config.cluster
-    if settings.groups is None and not settings.wait and not _held(config, groups * ranks):
-        alone = settings.ranks_per_group
-        if alone < groups * ranks and _held(config, alone):
-            note = (
-                f"the cluster has room for one group of ranks alone ({_told()}): went on with that (cluster.groups=1)"
-            )
-            return 1, alone, _with_threads(config, alone, _share(config, alone)), [note]
     until = time.monotonic() + settings.wait
     wanted: list[Any] = []
     try:

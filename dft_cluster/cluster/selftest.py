@@ -18,7 +18,7 @@ import torch
 from dft_cluster.cluster.actors import ActorTeam
 from dft_cluster.cluster.command import FAILED, OK, checked, parser
 from dft_cluster.cluster.job import ready
-from dft_cluster.cluster.launch import connect, ranks_on, room
+from dft_cluster.cluster.launch import connect, ranks_on, room, settled
 from dft_cluster.cluster.tried import Tried, TriedActor
 from dft_cluster.config import Config, TrainSettings
 from dft_cluster.config_file import load
@@ -115,12 +115,13 @@ class _Trial:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        self.config, self.scratch, self.console = config, scratch, console
+        self.config, notes = settled(config)
+        self.scratch, self.console = scratch, console
         # No run can bear such a name, so nobody's run is taken for it and removed.
         self.storage = Storage(config.run.dir).below(f".{NAME}-{uuid.uuid4().hex[:8]}")
-        self.groups, self.ranks, self.need, self.notes = room(
-            config, config.cluster.groups or 2, config.cluster.ranks_per_group, console
-        )
+        ranks = config.cluster.ranks_per_group
+        self.groups, self.ranks, self.need, more = room(self.config, self.config.groups, ranks, console)
+        self.notes = [*notes, *more]
         torch.manual_seed(0)
         shape = LlamaConfig(
             vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,

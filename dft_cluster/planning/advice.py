@@ -128,7 +128,7 @@ def _ranks(asked: Asked, capacity: Capacity) -> Iterator[tuple[str, Asked]]:
     ranks = 2 * asked.config.cluster.ranks_per_group
     gpus = asked.config.cluster.gpus_per_rank or 1.0
     room = capacity.devices / gpus if asked.device == "cuda" else 2 * asked.ranks
-    while ranks * (asked.config.cluster.groups or 2) <= room:
+    while ranks * asked.config.groups <= room:
         yield f"cluster.ranks_per_group={ranks}", asked.changed(cluster={"ranks_per_group": ranks})
         ranks *= 2
 

@@ -57,7 +57,7 @@ class Asked:
 
     @property
     def paired(self) -> bool:
-        return self.contrasts and self.config.cluster.groups != 1
+        return self.contrasts and self.config.groups == 2
 
     @property
     def world(self) -> int:

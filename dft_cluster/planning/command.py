@@ -1,12 +1,14 @@
 """`--plan [--calibrate]`: the plan of a prepared job as text."""
 
+from dataclasses import replace
+
 from dft_cluster.config import ONE_ROUND
 from dft_cluster.errors import InputError
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.run import Launch
 from dft_cluster.planning.calibrate import calibrate
 from dft_cluster.planning.capacity import Capacity
-from dft_cluster.planning.plan import asked_probes, in_one_group, plan, training_sets
+from dft_cluster.planning.plan import asked_probes, plan, training_sets
 from dft_cluster.ranks.rank import Source
 from dft_cluster.runs.console import Console
 
@@ -23,7 +25,7 @@ def plan_command(
     seat = prepared.seat(1)
     with launch(seat, Source(prepared.config.model), console) as team:
         if made.asked.paired and not team.paired:  # the cluster had room for no more
-            made = plan(in_one_group(prepared), there)
+            made = plan(replace(prepared, config=prepared.config.in_groups(1)), there)
         console.phase("timing a few steps")
         seconds = calibrate(seat, team, training_sets(seat), asked_probes(seat), made.asked.steps)
     return made.timed(seconds).text()

@@ -58,12 +58,6 @@ def plan(prepared: Prepared, there: Capacity | None = None) -> Plan:
     return of_seats(seats, there, notes)
 
 
-def in_one_group(prepared: Prepared) -> Prepared:
-    """The same job with old and new one after the other."""
-    cluster = prepared.config.cluster.model_copy(update={"groups": 1})
-    return replace(prepared, config=prepared.config.model_copy(update={"cluster": cluster}))
-
-
 def _as_held(prepared: Prepared, there: Capacity) -> Prepared:
     """With one group of ranks, where two are no more than the default and the devices are enough for one alone."""
     config = prepared.config
@@ -72,7 +66,7 @@ def _as_held(prepared: Prepared, there: Capacity) -> Prepared:
         return prepared
     if not config.world * each > there.devices >= cluster.ranks_per_group * each:
         return prepared
-    return in_one_group(prepared)
+    return replace(prepared, config=config.in_groups(1))
 
 
 def of_seats(seats: dict[str, Asked], there: Capacity, notes: Sequence[str] = ()) -> Plan:

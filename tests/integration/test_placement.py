@@ -10,7 +10,7 @@ SCRIPT = """
 import json, sys
 import ray
 from ray.cluster_utils import Cluster
-from dft_cluster.cluster.launch import ranks_on, room
+from dft_cluster.cluster.launch import ranks_on, room, settled, shape
 from dft_cluster.config_file import validate
 from dft_cluster.runs.console import Console
 
@@ -38,12 +38,13 @@ for gpus, groups, ranks in json.loads(sys.argv[1]):
         names = [[node for node, *_ in side.call(Standing.who)] for side in sides]
         numbers = {node["NodeID"]: node["Resources"]["GPU"] for node in ray.nodes()}
         held = []
-        for groups, ranks in ((2, 1), (1, 2)):  # a method with an old side; one without takes all ranks as one group
-            groups, ranks, _, notes = room(validate({"cluster": {"threads": 1}}), groups, ranks, said)
-            held.append([groups, ranks, *notes])
+        for contrasts in (True, False):
+            config, notes = settled(validate({"cluster": {"threads": 1}}))
+            held.append([*room(config, *shape(config, contrasts), said)[:2], *notes])
         for asked in ({"groups": 2}, {"wait": 0.1}):
+            config, _ = settled(validate({"cluster": asked}))
             try:
-                held.append(room(validate({"cluster": asked}), 2, 1, said)[:2])
+                held.append(room(config, *shape(config, True), said)[:2])
             except ValueError as error:
                 held.append(str(error))
         found.append({
