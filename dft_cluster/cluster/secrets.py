@@ -20,10 +20,12 @@ def load(path: str) -> None:
         )
     if file.stat().st_mode & 0o077:
         raise InputError(f"cluster.secrets: {path} can be read by others than its owner; right would be chmod 600")
+    found = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise InputError(f"cluster.secrets: line {number} of {path} is not NAME=value")
-        os.environ[match[1]] = match[2].strip().strip("'\"")
+        found[match[1]] = match[2].strip().strip("'\"")
+    os.environ.update(found)

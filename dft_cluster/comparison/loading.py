@@ -33,6 +33,7 @@ SAME = {
     **OWN,
     "train.template": "all methods are asked alike, set it in base, models or data",
     "train.eos": "all methods are taught the same tokens, set it in base, models or data",
+    "train.precision": "all methods are measured in the same precision, set it in base, models or data",
 }
 """Keys that are no method's own."""
 

@@ -64,6 +64,16 @@ def costs(record: Record, scratch: Path) -> Json:
     return found
 
 
+def means(record: Record) -> str:
+    """What a run was computed with, as far as it says: its seconds hang on it."""
+    cluster = {**record.identity["config"]["cluster"]}
+    cluster |= {key: record.identity[key] for key in ("gpus_per_rank", "threads") if key in record.identity}
+    told = [f"{max(map(ranks, record.rounds))} rank(s)"]
+    told += [f"{cluster[key]:g} {name}" for key, name in (("gpus_per_rank", "GPU(s) each"), ("threads", "thread(s) each"))
+             if cluster.get(key) is not None]  # fmt: skip
+    return ", ".join([*told, f"torch {record.identity.get('versions', {}).get('torch', 'unknown')}"])
+
+
 def outcomes(record: Record, name: str = "final") -> dict[str, Outcomes]:
     """By metric or likelihood score, every probe of the final model: fact, share of tokens right, all right (of a score: won,
     as both). Empty where a run kept none."""

@@ -3,21 +3,19 @@
 What `gather` returns is `comparison.json` as it is written; tables and pages are made of nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from statistics import fmean
 from typing import Any
 
+from dft_cluster.comparison.levels import Rounds, at_equal, at_level, differences
 from dft_cluster.comparison.reading import KINDS, LIKELIER, METRICS, Json
 from dft_cluster.comparison.settings import CompareSettings, sections
 from dft_cluster.comparison.split import Split
 from dft_cluster.comparison.statistics import (
-    Crossing,
     Outcomes,
     Point,
-    at_equal,
-    at_level,
     difference,
     front,
     harmonic_difference,
@@ -64,6 +62,10 @@ class Row:
     points: list[Point] = field(default_factory=list)
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
     by_round: Mapping[str, Mapping[int, Outcomes]] = field(default_factory=dict)
+    weights: str = ""
+    """The fingerprint of what it began with."""
+    means: str = ""
+    """What it was computed with, on which its costs hang."""
 
     @property
     def finished(self) -> bool:
@@ -92,7 +94,7 @@ def gather(settings: CompareSettings, splits: Mapping[str, Split], rows: Sequenc
         "settings": settings.model_dump(mode="json"),
         "search": search,
         "summary": [_summary(settings, key, groups) for key in groups],
-        "levels": [_level(settings, key, level, groups) for level in settings.levels for key in groups],
+        "levels": [one for key in groups for one in _levels(settings, key, groups)],
         "trajectories": [
             {**_labels(key), "points": [{**asdict(point), "quality": point.quality} for point in points]}
             for key, points in means.items()
@@ -171,63 +173,49 @@ def _scores(kept: Mapping[str, Mapping[int, Outcomes]]) -> dict[int, list[Outcom
     return {seed: [kind[seed] for kind in kinds if seed in kind] for seed in kept["ES"]}
 
 
-def _level(settings: CompareSettings, key: Key, level: float, groups: Mapping[Key, list[Row]]) -> Json:
+def _levels(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]]) -> Iterator[Json]:
     """What a method's trajectories have where they pass a reliability, averaged over the seeds that pass it; and beside the
     reference, seed by seed, where both have the same."""
     done = [row for row in groups[key] if row.finished and row.points]
-    passed = [one for row in done if (one := at_level(row.points, level)) is not None]
-    means = {name: spread(getattr(one.point, name) for one in passed) for name in (*METRICS, "cost")}
     other = (*key[:2], settings.compared_with)
-    pairs = [] if key == other else _pairs(done, groups[other], level)
-    ours, theirs = (sum(pair[side][1].point.cost for pair in pairs) for side in (0, 1))
-    return {
-        **_labels(key),
-        "level": level,
-        "passed": len(passed),
-        "seeds": len(done),
-        "from_the_start": bool(done) and all(row.points[0].reliability > level for row in done),
-        "compared_at": fmean(pair[0][1].point.reliability for pair in pairs) if pairs else None,
-        "differences": _level_differences(settings, pairs),
-        "top": max((point.reliability for row in done for point in row.points), default=None),
-        **{name: asdict(one) if one else None for name, one in means.items()},
-        "reference_cost_ratio": theirs / ours if ours else None,
-    }
+    others = {row.cell.seed: row for row in groups[other] if row.finished and row.points} if key != other else {}
+    pairs = [(row, others[row.cell.seed]) for row in done if row.cell.seed in others]
+    redrawn = [(_redrawn(settings, ours), _redrawn(settings, theirs)) for ours, theirs in pairs]
+    for level in settings.levels:
+        passed = [one for row in done if (one := at_level(row.points, level)) is not None]
+        means = {name: spread(getattr(one, name) for one in passed) for name in (*METRICS, "cost")}
+        trajectories = [(ours.points, theirs.points) for ours, theirs in pairs]
+        met = [both for ours, theirs in trajectories if (both := at_equal(ours, theirs, level)) is not None]
+        cost, reference = (sum(both[side].cost for both in met) for side in (0, 1))
+        facts = max((_facts(row) for pair in pairs for row in pair), default=0)
+        compared = differences(trajectories, redrawn, level, facts)
+        yield {
+            **_labels(key),
+            "level": level,
+            "passed": len(passed),
+            "seeds": len(done),
+            "from_the_start": bool(done) and all(row.points[0].reliability > level for row in done),
+            "compared_at": fmean(both[0].reliability for both in met) if met else None,
+            "differences": {name: asdict(one) for name, one in compared.differences.items()} if compared else {},
+            "compared_share": compared.share if compared else None,
+            "top": max((point.reliability for row in done for point in row.points), default=None),
+            **{name: asdict(one) if one else None for name, one in means.items()},
+            "reference_cost_ratio": reference / cost if cost else None,
+        }
 
 
-Passing = tuple[Row, Crossing]
+def _redrawn(settings: CompareSettings, row: Row) -> Rounds | None:
+    return Rounds.redrawn(row.points, row.by_round, 1 + KINDS.index(settings.on), settings.draws)
 
 
-def _pairs(rows: Sequence[Row], reference: Sequence[Row], level: float) -> list[tuple[Passing, Passing]]:
-    """A method's run and the reference's with the same seed, each where both have the same reliability."""
-    others = {row.cell.seed: row for row in reference if row.finished}
-    found = []
-    for row in rows:
-        other = others.get(row.cell.seed)
-        both = at_equal(row.points, other.points, level) if other else None
-        if other is not None and both is not None:
-            found.append(((row, both[0]), (other, both[1])))
-    return found
-
-
-def _level_differences(settings: CompareSettings, pairs: Sequence[tuple[Passing, Passing]]) -> Json:
-    """By metric, the bootstrapped difference to the reference there."""
-    column, found = 1 + KINDS.index(settings.on), {}
-    for metric in METRICS:
-        ours, theirs = (
-            {row.cell.seed: at.outcomes(row.by_round.get(metric, {})) for row, at in side}
-            for side in ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        )
-        one = difference(ours, theirs, column, settings.draws)
-        if one is not None:
-            found[metric] = asdict(one)
-    return found
+def _facts(row: Row) -> int:
+    """How many facts a run was asked about."""
+    return len({int(one[0]) for one in row.outcomes.get("reliability", [])})
 
 
 def _pareto(model: str, data: str, means: Mapping[Key, list[Point]]) -> list[Json]:
     """Rounds that no other round of any method beats in cost and quality."""
-    points = [
-        (key, point) for key, one in means.items() if key[:2] == (model, data) for point in one if point.round > 0
-    ]
+    points = [(key, point) for key, one in means.items() if key[:2] == (model, data) for point in one if point.taught]
     best = front([(point.cost, point.quality) for _, point in points])
     return [
         {**_labels(points[place][0]), **asdict(points[place][1]), "quality": points[place][1].quality} for place in best
@@ -243,6 +231,7 @@ def _cell(row: Row) -> Json:
             "figures": {name: value for name, value in known.items() if value is not None},
             "protocols": _protocols([row]),
             "costs": row.cost,
+            "means": row.means,
             "points": [asdict(point) for point in row.points],
         }
     return told

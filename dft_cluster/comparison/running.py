@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dft_cluster.comparison import reading
 from dft_cluster.comparison.settings import config_of
 from dft_cluster.config import Config
 from dft_cluster.config_file import validate
@@ -44,6 +45,11 @@ class Runs:
         record.look({"fingerprints": {"facts": fingerprint_of(facts), **self.known(config.model.name)}})
         return record if record.result is not None else None
 
+    def ranks(self, config: Config) -> int:
+        """Those of a run that came to nothing: which its first line tells, or else as many as it asked for."""
+        lines = Record(config).read_lines()
+        return reading.ranks(lines[0]) if lines and "memory" in lines[0] else config.world
+
     def known(self, model: str) -> dict[str, str]:
         """The fingerprint of a model that is a folder: it may have come from elsewhere, with the folder of the comparison."""
         if model not in self._fingerprints and Path(model, "config.json").is_file():
@@ -69,9 +75,14 @@ class Runs:
             raise
         assert made == base
 
+    @staticmethod
+    def warms(tree: Mapping[str, Any]) -> bool:
+        """Whether runs of these sections start from a warmed model."""
+        return validate(tree).warmup.epochs > 0
+
     def _base(self, tree: Mapping[str, Any], name: str) -> str | None:
         """Where a warmed model is or will be; None without a warm-up."""
-        if validate(tree).warmup.epochs == 0:
+        if not self.warms(tree):
             return None
         assert self.room.local is not None, "refused when the config was read"
         return str(self.room.local / "warm" / name / "base")

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -56,7 +55,7 @@ def difference(
         return None
     ours, theirs = (_by_fact([side[s] for s in seeds], column) for side in (method, reference))
     facts = sorted(ours.keys() & theirs.keys())
-    if not facts:
+    if len(facts) < 2:  # one fact says nothing of others
         return None
     gain = np.array([ours[fact][0] - theirs[fact][0] for fact in facts])
     probes = np.array([ours[fact][1] for fact in facts])
@@ -87,12 +86,25 @@ def harmonic_difference(
 
     drawn = np.concatenate([gains(chunk) for chunk in _chunks(len(facts), draws)])
     [mean], known = gains(np.ones((1, len(facts)))), drawn[np.isfinite(drawn)]
-    return _percent(mean, known, len(facts), len(seeds)) if known.size else None
+    return _percent(mean, known, len(facts), len(seeds)) if known.size and len(facts) > 1 else None
+
+
+def drawn_shares(outcomes: Outcomes, column: int, facts: Sequence[int], draws: int) -> np.ndarray:
+    """The mean outcome in every draw of these facts; NaN in one that leaves no probe."""
+    known = _by_fact([outcomes], column)
+    right, probes = np.array([known.get(fact, (0.0, 0.0)) for fact in facts]).T
+    with np.errstate(invalid="ignore"):
+        return np.concatenate([chunk @ right / (chunk @ probes) for chunk in _chunks(len(facts), draws)])
+
+
+def percentiles(drawn: np.ndarray) -> tuple[float, float]:
+    """The ends of the middle 95 %."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _percent(mean: float, drawn: np.ndarray, facts: int, seeds: int) -> Difference:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Difference(100 * float(mean), 100 * float(low), 100 * float(high), facts, seeds)
+    return Difference(100 * float(mean), *percentiles(100 * drawn), facts, seeds)
 
 
 def _chunks(facts: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -139,66 +151,6 @@ def harmonic(values: Iterable[float | None]) -> float:
     """The harmonic mean of those that are there; 0 where one is 0."""
     known = [value for value in values if value is not None]
     return statistics.harmonic_mean(known) if known else 0.0
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """Where a trajectory passes a level: `part` of the way from one measured round to another."""
-
-    before: Point
-    after: Point
-    part: float
-
-    @property
-    def point(self) -> Point:
-        if self.part == 1:
-            return self.after
-        between = {
-            name: _between(getattr(self.before, name), getattr(self.after, name), self.part)
-            for name in ("reliability", "generality", "locality")
-        }
-        cost = self.before.cost + self.part * (self.after.cost - self.before.cost)
-        return Point(self.after.round, cost, **between)  # type: ignore[arg-type]
-
-    def outcomes(self, by_round: Mapping[int, Outcomes]) -> Outcomes:
-        """Every probe's outcome there, on the same line; none where one of the two rounds kept none."""
-        rounds = [self.after.round] if self.part == 1 else [self.before.round, self.after.round]
-        if not all(by_round.get(one) for one in rounds):
-            return []
-        start, end = by_round[rounds[0]], by_round[rounds[-1]]
-        return [
-            [one[0], *(a + self.part * (b - a) for a, b in zip(one[1:], two[1:], strict=True))]
-            for one, two in zip(start, end, strict=True)
-        ]
-
-
-def at_level(trajectory: Sequence[Point], level: float) -> Crossing | None:
-    """Where reliability first passes `level`: between the first two measured rounds that bracket it, on the straight line.
-
-    A first round that passes it counts as it is: between the untaught model and that round nothing was measured, and half of
-    a round cannot be had. None where no two rounds do (never extrapolated): `level` is above all rounds, or below the first one.
-    """
-    for before, after in pairwise(trajectory):
-        if before.reliability <= level <= after.reliability:
-            if not before.taught and before.reliability < level:
-                return Crossing(before, after, 1.0)
-            span = after.reliability - before.reliability
-            return Crossing(before, after, (level - before.reliability) / span if span else 0.0)
-    return None
-
-
-def at_equal(ours: Sequence[Point], theirs: Sequence[Point], level: float) -> tuple[Crossing, Crossing] | None:
-    """Both at one reliability: at `level`, or at that of a first round which counts as it is and lies above."""
-    first = [one for one in (at_level(ours, level), at_level(theirs, level)) if one is not None]
-    if len(first) < 2:
-        return None
-    common = max([level, *(one.point.reliability for one in first if one.part == 1)])
-    mine, other = at_level(ours, common), at_level(theirs, common)
-    return (mine, other) if mine is not None and other is not None else None
-
-
-def _between(start: float | None, end: float | None, part: float) -> float | None:
-    return None if start is None or end is None else start + part * (end - start)
 
 
 def mean_trajectory(trajectories: Sequence[Sequence[Point]]) -> list[Point]:

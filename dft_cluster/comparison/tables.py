@@ -163,12 +163,15 @@ def _level_differences(found: Json, model: str, data: str) -> Table:
         row = [method]
         for level in levels:
             [one] = of(found, "levels", model=model, data=data, method=method, level=level)
-            row += [decimals(one["compared_at"]), *(interval(one["differences"].get(metric)) for metric in METRICS[1:])]
+            share = one["compared_share"]
+            where = decimals(one["compared_at"]) + (f" ({share:.0%} of draws)" if share not in (None, 1.0) else "")
+            row += [where, *(interval(one["differences"].get(metric)) for metric in METRICS[1:])]
         rows.append(row)
     note = (
         f"points above {found['reference']} ({found['on']} match) where both have the same reliability, with 95 % intervals: "
-        f"paired bootstrap over facts, {found['draws']} draws, seeds averaged; at: that reliability, above the level where one "
-        f"of the two passes it in its first round, which counts as it is"
+        f"paired bootstrap over facts, {found['draws']} draws, in each of which the way to it is found anew, seeds averaged; at: "
+        f"that reliability, above the level where one of the two passes it in its first round, which counts as it is; in "
+        f"brackets: in how many draws both pass one, where not in all"
     )
     title = f"Difference to {found['reference']} at equal reliability, {data}"
     return Table(f"level-differences-{data}", title, note, columns, rows)

@@ -132,24 +132,25 @@ class Bench:
         self.tree = laid(sections(searches.settings, model, data, method), quick)
 
     def __call__(self, number: int, setting: Setting, facts: Sequence[Fact]) -> tuple[Measured, float]:
-        began, world = time.perf_counter(), validate(self.tree).world
+        began = time.perf_counter()
+        tree = laid(self.tree, dotted(setting))
+        config = self.runs.config(tree, self.seed, f"search/{self.name}", f"trial-{number:03d}-{len(facts)}", self.warm)
         try:
             self.runs.warm(self.shared, self.seed, self.warm, self.development)
             began = time.perf_counter()  # the warmed model is the same for all methods, and no part of a share
-            tree = laid(self.tree, dotted(setting))
-            config = self.runs.config(
-                tree, self.seed, f"search/{self.name}", f"trial-{number:03d}-{len(facts)}", self.warm
-            )
             record = self.runs.run(config, facts)
         except Exception as error:
             # A refused round would be refused again; all else may have been the machines.
             passing = not isinstance(error, RoundRefusedError)
-            raise TrialFailedError(self.runs.reason(error), world * (time.perf_counter() - began), passing) from error
+            spent = self.runs.ranks(config) * (time.perf_counter() - began)
+            raise TrialFailedError(self.runs.reason(error), spent, passing) from error
         assert record.result is not None
         if self.keep != "all":
             reading.slim(record, "figures")
-        # A trial that ended just before a comparison was killed is not run again, but cost what it cost.
-        seconds = max(time.perf_counter() - began, record.result["seconds"])
+        # A trial that ended just before a comparison was killed is not run again, but cost what it cost. A covariance, which is
+        # measured for the first trial and kept for the others, is no part of a share, like the warmed model.
+        covariance = sum(line["seconds"].get("covariance", 0.0) for line in record.rounds if "seconds" in line)
+        seconds = max(time.perf_counter() - began, record.result["seconds"]) - covariance
         measured = {
             line["round"]: {metric: line[metric]["token"] for metric in reading.METRICS if metric in line}
             for line in record.rounds

@@ -33,6 +33,20 @@ def protocols(found: Json, model: str) -> list[str]:
     return list(dict.fromkeys(tags))
 
 
+def means(found: Json, model: str) -> list[str]:
+    """Where the costs of one table come from runs that had different means."""
+    said = []
+    for data in found["data"]:
+        by_means: dict[str, list[str]] = {}
+        for cell in found["cells"]:
+            if (cell["model"], cell["data"]) == (model, data) and cell.get("means"):
+                by_means.setdefault(cell["means"], []).append(f"{cell['method']}.{cell['seed']}")
+        if len(by_means) > 1:
+            listed = "; ".join(f"{', '.join(names)}: {one}" for one, names in by_means.items())
+            said.append(f"The costs on {data} are no measure of one another: {listed}")
+    return said
+
+
 def unfinished(found: Json) -> dict[str, str]:
     """Cells that failed, each with the reason, and how many are not run yet."""
     failed = {cell["name"]: f"failed: {cell['reason']}" for cell in found["cells"] if cell["status"] == "failed"}

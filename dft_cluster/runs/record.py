@@ -53,9 +53,12 @@ class Record:
             return
         self.identity = self.storage.read_json("config.json")
         self._compare(identity)
-        if self.storage.exists("metrics.jsonl"):
-            said = self.storage.read("metrics.jsonl").splitlines()
-            self.lines = [line for raw in said if (line := _whole(raw)) is not None]
+        self.lines = self.read_lines()
+
+    def read_lines(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics that lie there."""
+        said = self.storage.read("metrics.jsonl").splitlines() if self.storage.exists("metrics.jsonl") else []
+        return [line for raw in said if (line := _whole(raw)) is not None]
 
     def look_again(self) -> None:
         """Before `begin`: what another driver did here until the folder was this one's alone counts; own notes stay."""

@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from tests.integration.test_job import end
 
@@ -96,12 +97,11 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until_up(port: int, head: "subprocess.Popen[str]") -> None:
+    """Its job API answers."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert head.poll() is None, head.communicate()[0]
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(2)
-                return
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=10):
+            return
         time.sleep(0.5)
     raise TimeoutError("the head did not come up")

@@ -43,12 +43,16 @@ class Nodes:
         self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 
     def __enter__(self) -> "Nodes":
-        self._head = self._space()
-        _ip("-n", self._head, "link", "add", "bridge0", "type", "bridge")
-        _ip("-n", self._head, "addr", "add", "10.77.0.1/24", "dev", "bridge0")
-        _ip("-n", self._head, "link", "set", "bridge0", "up")
-        self._start(self._head, "--head", f"--port={PORT}", "--node-ip-address=10.77.0.1", "--num-cpus=0",
-                    "--include-dashboard=false", f"--temp-dir={self._folder}")  # fmt: skip
+        try:
+            self._head = self._space()
+            _ip("-n", self._head, "link", "add", "bridge0", "type", "bridge")
+            _ip("-n", self._head, "addr", "add", "10.77.0.1/24", "dev", "bridge0")
+            _ip("-n", self._head, "link", "set", "bridge0", "up")
+            self._start(self._head, "--head", f"--port={PORT}", "--node-ip-address=10.77.0.1", "--num-cpus=0",
+                        "--include-dashboard=false", f"--temp-dir={self._folder}")  # fmt: skip
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

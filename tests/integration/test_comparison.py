@@ -1,6 +1,8 @@
 """Whole comparisons of the tiny model in this process: cells, resuming, failures, the shared warm-up."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from dft_cluster.cluster.compare_job import main
 from dft_cluster.comparison.loading import checked
 from dft_cluster.comparison.reading import outcomes_by_round
 from dft_cluster.comparison.run import compare
+from dft_cluster.comparison.running import Runs
 from dft_cluster.comparison.settings import laid
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
@@ -198,8 +201,26 @@ def test_models_have_tables_of_their_own(tree: Json, tmp_path: Path) -> None:
         [line["figures"]["perplexity"]["mean"] for line in found["summary"] if line["model"] == m] for m in models
     )
     assert one != two
-    text = (folder(tree) / "comparison.md").read_text()
-    assert "tiny" in text and "gpt2" in text
+    parts = re.split(r"^## (.+)$", (folder(tree) / "comparison.md").read_text(), flags=re.MULTILINE)
+    texts = dict(zip(parts[1::2], parts[2::2], strict=True))
+    rows = [next(line for line in texts[model].splitlines() if line.startswith("| full |")) for model in models]
+    assert rows[0] != rows[1]
+
+
+def test_a_name_that_stands_for_other_weights_by_now_is_told(
+    tree: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Runs, "known", lambda *_: {})  # as of a hub's model, which nothing downloads to look at it
+    model = shutil.copytree(tree["base"]["model"]["name"], tmp_path / "model")
+    tree = laid(tree, {"base": {"model": {"name": str(model)}}})
+    assert run(tree, methods={"dft": {}})["cells"][0]["status"] == "finished"
+    shutil.rmtree(model)
+    shutil.copytree(tiny.architecture("gpt2", tmp_path / "gpt2"), model)
+    found = run(tree)
+    assert cell(found, "tiny.places.dft.0")["status"] == "finished"
+    other = cell(found, "tiny.places.full.0")
+    assert other["status"] == "failed"
+    assert "began with other weights than tiny.places.dft.0" in other["reason"]
 
 
 def test_a_data_set_may_have_its_own_number_of_facts(tree: Json) -> None:
@@ -265,7 +286,7 @@ def test_the_command_on_ray_with_its_table_in_wandb(
     try:
         assert main([str(file), "seeds=[0, 0]", "draws=none"]) == 2
         told = capsys.readouterr().err
-        assert "seeds" in told or "draws" in told
+        assert "seeds" in told and "draws" in told
         assert main([str(file), "--check"]) == 0
         assert "1 runs" in capsys.readouterr().out
         assert main([str(file), "--check", "methods.full.method.layers=[99]", "methods.full.method.name=ft_c"]) == 2

@@ -5,14 +5,11 @@ from pathlib import Path
 import pytest
 
 from dft_cluster import update
-from dft_cluster.config import ModelSettings
-from dft_cluster.errors import InputError
 from dft_cluster.facts.pairs import given
 from dft_cluster.local import in_this_process
 from dft_cluster.methods import asking
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.methods.rephrasing import could_ask, rephrase
-from dft_cluster.models.source import resolve
 from dft_cluster.patch import fingerprint, verify
 from dft_cluster.patch.apply import apply
 from dft_cluster.ranks.rank import Source
@@ -20,11 +17,7 @@ from dft_cluster.runs.console import Console
 from tests.integration import runs
 
 
-def test_two_facts_into_the_embedded_model(tmp_path: Path) -> None:
-    try:
-        base = resolve(ModelSettings())
-    except InputError as error:
-        pytest.skip(str(error))
+def test_two_facts_into_the_embedded_model(embedded_model: Path, tmp_path: Path) -> None:
     result = update(
         "smollm2-135m",
         "embedded",
@@ -43,16 +36,13 @@ def test_two_facts_into_the_embedded_model(tmp_path: Path) -> None:
     kinds = {place["kind"] for place in rounds[0]["core"]["by_layer"]}
     assert kinds == {"mlp", "attention", "norm", "embedding"}
     # The patch is for exactly the base that config.json names, and gives what was measured.
-    assert verify(result.patch, base).state == "base"
-    assert apply(result.patch, base, tmp_path / "updated") != fingerprint(base)
+    assert verify(result.patch, embedded_model).state == "base"
+    assert apply(result.patch, embedded_model, tmp_path / "updated") != fingerprint(embedded_model)
     assert verify(result.patch, tmp_path / "updated").state == "patched"
 
 
+@pytest.mark.usefixtures("embedded_model")
 def test_its_own_rephrases_ask_for_the_subject_and_the_likeliest_come_first(tmp_path: Path) -> None:
-    try:
-        resolve(ModelSettings())
-    except InputError as error:
-        pytest.skip(str(error))
     config = runs.config(Path("smollm2-135m"), Path("embedded"), tmp_path, facts={"limit": 3}, train={"rephrases": 2})
     prepared = prepare(config)
     layout, facts, pairs = prepared.layout, prepared.facts, given(prepared.facts)

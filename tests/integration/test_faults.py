@@ -91,12 +91,10 @@ def test_a_stopped_rank_is_noticed_and_treated_as_dead(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, unharmed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harm = Harm("fine_tune", "new-0", signal.SIGSTOP).install(monkeypatch)
-    said: list[tuple[float, str]] = []
-    record = runs.on_cluster(
-        settings(tiny_model, tiny_facts, tmp_path, "harmed", hang=8), lambda text: said.append((time.monotonic(), text))
-    )
-    noticed = next(at for at, text in said if "did not answer for 8 s" in text)
-    assert 8 <= noticed - harm.done[0] <= 8 + 5
+    said: list[str] = []
+    record = runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, "harmed", hang=8), said.append)
+    assert harm.done
+    assert any("did not answer for 8 s" in text for text in said)
     assert any("rank new-0 did not answer" in note for note in record.identity["notes"])
     assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
 
@@ -124,12 +122,12 @@ def test_a_rank_that_answers_while_its_steps_stand_still_is_given_up(
                 hook.remove()
 
     kind = ray.remote(concurrency_groups={"watch": 1})(Sticking)
-    said: list[tuple[float, str]] = []
+    said: list[str] = []
     config = settings(tiny_model, tiny_facts, tmp_path, "harmed", hang=8)
-    run(prepare(config), partial(on_ray, kind=kind), Console(lambda text: said.append((time.time(), text))))
-    noticed, told = next((at, text) for at, text in said if "no step for 8 s" in text)
+    run(prepare(config), partial(on_ray, kind=kind), Console(said.append))
+    assert stuck.exists()
+    [told] = [text for text in said if "no step for 8 s" in text and "new ranks" in text]
     assert f" at {step - 1} of " in told
-    assert 8 <= noticed - stuck.stat().st_mtime <= 8 + 5
     assert inspect(tmp_path / "harmed" / "patch.safetensors").result_fingerprint == unharmed
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,10 @@ import ray
 import yaml
 
 from dft_cluster.methods.job import RunFailedError
+from dft_cluster.models.structure import parameters
 from dft_cluster.patch import Patch, inspect
 from tests.integration import runs
+from tests.integration.test_lock import until_noticed
 from tests.wandb_files import records, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,12 +81,12 @@ def wait_for(process: subprocess.Popen[str], words: str) -> list[str]:
     pytest.fail(f"{words!r} never came; this did:\n{''.join(seen)}")
 
 
-def test_check_prints_the_resolved_config_and_starts_nothing(config: Path, tmp_path: Path) -> None:
+def test_check_prints_the_resolved_config_and_starts_nothing(config: Path, tiny_model: Path, tmp_path: Path) -> None:
     done = update(str(config), "--check", "method.top=0.25")
     assert done.returncode == 0, done.stderr
     resolved = json.loads("\n".join(line for line in done.stdout.splitlines() if not line.startswith("#")))
     assert resolved["method"]["top"] == "0.25"
-    assert "8 facts, 31392 elements" in done.stdout
+    assert f"8 facts, {sum(p.numel for p in parameters(tiny_model))} elements" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 
@@ -226,6 +227,6 @@ def test_a_second_run_of_the_name_is_refused_while_the_first_is_at_work(config: 
         assert "is at work in" in second.stderr
         first.kill()
         first.wait()
-    time.sleep(3)  # the cluster has noticed
+    until_noticed()
     third = update(str(config), *words[1:2], "train.epochs=200", "method.rounds=3")
     assert third.returncode == 0, third.stdout + third.stderr

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from dft_cluster.ranks.rank import Rank
+from dft_cluster.local import in_this_process
+from dft_cluster.methods.prepare import prepare
+from dft_cluster.ranks.rank import Rank, Source
+from dft_cluster.runs.console import Console
 from tests.integration import runs
 
 
@@ -42,6 +45,28 @@ def test_everything_offloaded_under_stage_3_and_split_batches_train_alike(
         ).rounds[1]["loss"]
         for side in ("old", "new"):
             assert other[side] == pytest.approx(plain[side], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"gradient_checkpointing": True},
+        {"offload": "optimizer"},
+        {"offload": "all", "zero_stage": 3},
+        {"zero_stage": 2},
+    ],
+)
+def test_the_engine_saves_as_it_is_told(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, train: dict[str, Any]
+) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, train=train)
+    with in_this_process(prepare(settings).seat(1), Source(settings.model), Console(runs.silent)) as team:
+        [(deepspeed, module)] = team.everyone.call(lambda rank: (rank._engine._engine, rank._engine.module))
+        assert deepspeed.zero_optimization_stage() == settings.train.zero_stage
+        offloaded = [deepspeed.zero_offload_optimizer(), deepspeed.zero_offload_param()]
+        wanted = {"optimizer": ["cpu", "none"], "all": ["cpu", "cpu"]}.get(train.get("offload", ""), ["none", "none"])
+        assert [place.device if place else "none" for place in offloaded] == wanted
+        assert module.is_gradient_checkpointing == ("gradient_checkpointing" in train)
 
 
 @pytest.mark.parametrize(("able", "precision", "told"), [(False, "bf16", 1), (True, "bf16", 0), (False, "fp32", 0)])

@@ -22,11 +22,19 @@ from tests.integration.runs import Crash, crash_at
 
 def test_an_adapter_s_dropout_is_for_training_alone(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     """From the first moment on: what a resumed run measures before it trains is what it had."""
-    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "lora"}, lora={"dropout": 0.5})
-    prepared = prepare(settings).seat(1)
-    with in_this_process(prepared, Source(settings.model), Console(runs.silent)) as team:
-        [training] = team.everyone.call(lambda rank: [part.training for part in rank._engine.module.modules()])
-        assert not any(training)
+    losses = []
+    for dropout in (0.0, 0.5):
+        settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "lora"}, lora={"dropout": dropout})
+        prepared = prepare(settings).seat(1)
+        examples = [prepared.layout.example(fact.prompt, fact.new) for fact in prepared.facts]
+        with in_this_process(prepared, Source(settings.model), Console(runs.silent)) as team:
+            for train in (True, False):
+                [training] = team.everyone.call(lambda rank: [part.training for part in rank._engine.module.modules()])
+                assert training and not any(training)
+                if train:
+                    [tuned] = team.everyone.call(Rank.fine_tune, examples, prepared.layout.pad, 1, "new")
+                    losses.append(tuned.losses)
+    assert losses[0] != losses[1]
 
 
 def test_a_folder_s_weights_are_those_of_what_no_round_trains_as_well(

@@ -16,4 +16,4 @@ def test_random_harm_never_loses_a_round_or_a_bit(tmp_path: Path) -> None:
     rows = [row for number in range(RUNS) for row in soak.harm(number, seed=7, strikes=STRIKES)]
     assert [row for row in rows if not row.whole] == []
     assert sum(row.struck for row in rows) >= RUNS * STRIKES - 3, "nearly all of them met a run at work"
-    assert {row.how for row in rows} == {"kill rank", "stop rank", "kill driver"}
+    assert {row.how for row in rows if row.struck} == {"kill rank", "stop rank", "kill driver"}

@@ -78,6 +78,8 @@ def test_submitted_ended_and_submitted_again(
         asked = head.job("list")
         for secret in (SECRET, FILED):
             assert secret not in again + asked
+            logs = list((head.folder / "session_latest" / "logs").rglob("job-driver-*.log"))
+            assert logs
             for file in (*out.rglob("*"), *(head.folder / "session_latest" / "logs").rglob("*")):
                 assert not file.is_file() or secret.encode() not in file.read_bytes(), file
 

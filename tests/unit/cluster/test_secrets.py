@@ -28,9 +28,11 @@ def test_a_file_that_others_can_read_is_refused(tmp_path, mode):
         secrets.load(written(tmp_path, "A=b\n", mode))
 
 
-def test_what_is_wrong_is_told_without_the_content(tmp_path):
+def test_what_is_wrong_is_told_without_the_content_and_nothing_of_it_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("A", "before")
     with pytest.raises(InputError, match="line 2") as told:
         secrets.load(written(tmp_path, "A=b\nhush hush\n"))
     assert "hush" not in str(told.value)
+    assert os.environ["A"] == "before"
     with pytest.raises(InputError, match="no such file on this node"):
         secrets.load(str(tmp_path / "none"))

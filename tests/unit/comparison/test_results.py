@@ -154,6 +154,17 @@ def test_markdown_has_whole_tables_the_protocol_and_what_is_missing():
     assert "2 facts of `embedded`" in text
 
 
+def test_costs_of_other_means_are_told_apart():
+    one, *others = (replace(row(method, "one", 0, 90.0), means="1 rank(s)") for method in ("dft", "full", "late"))
+    assert "no measure of one another" not in markdown(gather(SETTINGS, SPLITS, [one, *others], {}))
+    other = replace(one, cell=Cell("m", "two", "dft", 0), means="2 rank(s)")
+    assert "no measure of one another" not in markdown(gather(SETTINGS, SPLITS, [one, *others, other], {}))
+    others[0] = replace(others[0], means="8 rank(s), 1 GPU(s) each")
+    told = "The costs on one are no measure of one another: dft.0, late.0: 1 rank(s); full.0: 8 rank(s), 1 GPU(s) each."
+    results = gather(SETTINGS, SPLITS, [one, *others], {})
+    assert told in markdown(results) and told in render(results)
+
+
 def test_the_page_needs_nothing_but_itself_and_runs_nothing():
     page = render(found())
     assert "<script" not in page

@@ -5,8 +5,6 @@ import pytest
 
 from dft_cluster.comparison.statistics import (
     Point,
-    at_equal,
-    at_level,
     difference,
     front,
     harmonic,
@@ -29,71 +27,9 @@ def test_the_harmonic_mean_leaves_out_what_is_not_there():
     assert harmonic([None]) == 0.0
 
 
-TRAJECTORY = [
-    Point(0, 0.0, 10.0, 0.0, 100.0, taught=False),
-    Point(1, 4.0, 70.0, 40.0, 90.0),
-    Point(3, 12.0, 90.0, 60.0, 80.0),
-    Point(4, 16.0, 86.0, 62.0, 78.0),
-    Point(5, 20.0, 98.0, 74.0, 70.0),
-]
-
-
-def test_a_level_is_met_on_the_line_between_the_first_rounds_that_bracket_it():
-    met = at_level(TRAJECTORY, 80.0).point  # half-way from 70 to 90
-    assert (met.round, met.cost, met.generality, met.locality) == (3, 8.0, 50.0, 85.0)
-    later = at_level(TRAJECTORY, 95.0).point  # three quarters from 86 to 98, never from the earlier 90
-    assert (later.round, later.cost, later.generality, later.locality) == (5, 19.0, 71.0, 72.0)
-
-
-def test_a_first_round_counts_as_it_is():
-    assert at_level(TRAJECTORY, 50.0).point == TRAJECTORY[1]
-
-
-def test_a_round_after_forgetting_alone_is_a_first_one():
-    forgot = Point(1, 2.0, 5.0, 0.0, 95.0, taught=False)
-    assert at_level([TRAJECTORY[0], forgot, *TRAJECTORY[1:]], 50.0).point == TRAJECTORY[1]
-
-
-def test_two_are_compared_where_both_have_the_same():
-    quick = [TRAJECTORY[0], Point(1, 10.0, 86.0, 80.0, 60.0), Point(2, 20.0, 90.0, 80.0, 50.0)]
-    mine, other = (one.point for one in at_equal(TRAJECTORY, quick, 80.0))
-    assert mine.reliability == other.reliability == 86.0, "what the quick one has after its first round"
-    assert (mine.cost, mine.generality) == (4.0 + 8.0 * 0.8, 40.0 + 20.0 * 0.8)
-    assert other == quick[1]
-    mine, other = (one.point for one in at_equal(TRAJECTORY, quick, 88.0))
-    assert mine.reliability == pytest.approx(other.reliability) == pytest.approx(88.0)
-    assert at_equal(TRAJECTORY, quick, 95.0) is None
-    assert at_equal(TRAJECTORY[:2], quick, 60.0) is None, "the other is there only from 86 on"
-
-
-def test_a_level_that_a_round_has_is_that_round():
-    assert at_level(TRAJECTORY, 90.0).point.cost == 12.0
-    flat = [Point(0, 0.0, 50.0, 1.0, 2.0, taught=False), Point(1, 1.0, 50.0, 3.0, 4.0)]
-    assert at_level(flat, 50.0).point.cost == 0.0
-
-
-def test_outcomes_at_a_level_lie_on_the_same_line():
-    by_round = {1: [[0, 0.0, 0.0], [1, 0.5, 0.0]], 3: [[0, 1.0, 1.0], [1, 0.5, 0.0]]}
-    assert at_level(TRAJECTORY, 80.0).outcomes(by_round) == [[0, 0.5, 0.5], [1, 0.5, 0.0]]
-    assert at_level(TRAJECTORY, 50.0).outcomes(by_round) == by_round[1]  # the first round, as it is
-    assert at_level(TRAJECTORY, 95.0).outcomes(by_round) == []  # between rounds 4 and 5, which kept none
-
-
-def test_nothing_is_extrapolated():
-    assert at_level(TRAJECTORY, 99.0) is None
-    assert at_level(TRAJECTORY, 5.0) is None
-    assert at_level(TRAJECTORY[:1], 10.0) is None
-    assert at_level([], 10.0) is None
-
-
-def test_a_metric_that_was_not_measured_stays_unknown():
-    met = at_level([Point(1, 0.0, 0.0, None, 100.0), Point(2, 2.0, 100.0, None, 50.0)], 50.0).point
-    assert (met.generality, met.locality) == (None, 75.0)
-
-
 def test_the_mean_trajectory_holds_the_rounds_that_all_seeds_have():
     other = [Point(1, 6.0, 80.0, 50.0, 80.0), Point(2, 9.0, 85.0, 50.0, 80.0)]
-    [point] = mean_trajectory([TRAJECTORY, other])
+    [point] = mean_trajectory([[Point(0, 0.0, 10.0, 0.0, 100.0), Point(1, 4.0, 70.0, 40.0, 90.0)], other])
     assert point == Point(1, 5.0, 75.0, 45.0, 85.0)
     assert mean_trajectory([]) == []
 
@@ -143,6 +79,9 @@ def test_only_seeds_that_both_have_are_paired():
     found = difference(ours, theirs, 1, 50)
     assert (found.mean, found.seeds) == (100.0, 1)
     assert difference(ours, {5: theirs[0]}, 1, 50) is None
+    assert difference({0: outcomes([(0, 1.0)])}, {0: outcomes([(0, 0.5)])}, 1, 50) is None, (
+        "one fact says nothing of others"
+    )
     assert difference(ours, {0: []}, 1, 50) is None
 
 
@@ -157,8 +96,11 @@ def test_a_harmonic_mean_is_drawn_with_the_same_facts_in_every_kind():
 
 
 def test_a_harmonic_mean_is_that_of_each_seed():
-    ours = {0: [outcomes([(0, 1.0)]), outcomes([(0, 0.5)])], 1: [outcomes([(0, 0.5)]), outcomes([(0, 0.5)])]}
-    theirs = {seed: [outcomes([(0, 0.25)])] * 2 for seed in (0, 1, 2)}
+    ours = {
+        0: [outcomes([(0, 1.0), (1, 1.0)]), outcomes([(0, 0.5), (1, 0.5)])],
+        1: [outcomes([(0, 0.5), (1, 0.5)])] * 2,
+    }
+    theirs = {seed: [outcomes([(0, 0.25), (1, 0.25)])] * 2 for seed in (0, 1, 2)}
     found = harmonic_difference(ours, theirs, 1, 50)
     # (2/3 + 1/2) / 2 − 1/4; of the two seeds' mean outcomes, 3/4 and 1/2, it would be 3/5 − 1/4.
     assert found.mean == found.low == found.high == pytest.approx(100 * (7 / 12 - 1 / 4))

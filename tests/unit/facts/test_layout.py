@@ -3,10 +3,8 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers import models as tokenizer_models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dft_cluster.config import ModelSettings
 from dft_cluster.errors import InputError
 from dft_cluster.facts.layout import ALPACA, Example, Layout
-from dft_cluster.models.source import resolve
 from tests import tiny
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -18,11 +16,8 @@ def words():
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    try:
-        return AutoTokenizer.from_pretrained(resolve(ModelSettings()))
-    except InputError as error:
-        pytest.skip(str(error))
+def embedded(embedded_model):
+    return AutoTokenizer.from_pretrained(embedded_model)
 
 
 def ids(tokenizer, text):

@@ -12,7 +12,6 @@ from dft_cluster.facts.fact import Fact, Probe
 from dft_cluster.facts.readers import KNOWN, read
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
-WORLD = Path(__file__).parents[3] / "dft_cluster" / "facts" / "world.jsonl"
 MINE = {"prompt": "Oslo lies in", "old": "Norway", "new": "Chile"}
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the development data is not here")
@@ -208,7 +207,8 @@ def test_several_old_outputs_are_spellings_of_the_first(tmp_path):
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
 
@@ -241,7 +241,6 @@ def test_what_the_hub_lacks_is_named(tmp_path):
         read("someone/something", file="x.json")
 
 
-@pytest.mark.skipif(not WORLD.exists(), reason="the shipped facts are not there yet")
 def test_the_shipped_facts_can_all_be_used():
     reading = read("embedded")
     assert len(reading.facts) > 0

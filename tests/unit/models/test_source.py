@@ -73,12 +73,8 @@ def test_a_failed_dequantizing_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_embedded_model():
-    try:
-        folder = source.resolve(ModelSettings())
-    except InputError as error:
-        pytest.skip(str(error))
-    assert sum(p.numel for p in parameters(folder)) == 134_515_008
-    words = AutoTokenizer.from_pretrained(folder)
+def test_the_embedded_model(embedded_model):
+    assert sum(p.numel for p in parameters(embedded_model)) == 134_515_008
+    words = AutoTokenizer.from_pretrained(embedded_model)
     assert words("a b")["input_ids"] == words("a b", add_special_tokens=False)["input_ids"]
-    assert AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).config.tie_word_embeddings
+    assert AutoModelForCausalLM.from_pretrained(embedded_model, use_safetensors=True).config.tie_word_embeddings

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +199,12 @@ def test_seconds_are_claimed_only_where_they_were_timed(tiny_model: Path, tiny_f
 
 @pytest.mark.parametrize("gpus", [0.5, 1.0])
 def test_ranks_may_share_a_device(gpus: float) -> None:
-    shared = asked(llama_7b(), config(cluster={"ranks_per_group": 4, "gpus_per_rank": gpus}))
-    lack = fit(shared, Capacity((Node(2000 * GB, int(8 * gpus), 80 * GB),)))
-    alone = fit(replace(shared), Capacity((Node(2000 * GB, 8, 80 * GB),)))
-    assert lack.missing_devices == 0
-    assert lack.device_needs == alone.device_needs
-    assert (lack.device_needs > 100 * GB) == (gpus == 0.5)
+    shared, alone = (
+        fit(
+            asked(llama_7b(), config(cluster={"ranks_per_group": 4, "gpus_per_rank": each})),
+            Capacity((Node(2000 * GB, int(8 * each), 80 * GB),)),
+        )
+        for each in (gpus, 1.0)
+    )
+    assert shared.missing_devices == 0
+    assert shared.device_needs == round(1 / gpus) * alone.device_needs > 0
