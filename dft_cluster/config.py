@@ -1,13 +1,13 @@
 """The whole job as one typed tree. Imports no torch, so a bad config fails in a second."""
 
 import json
-import re
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from dft_cluster import storage_uri
 
 
 def no_boolean(value: object) -> object:
@@ -299,12 +299,6 @@ class TrackSettings(_Section):
 
 
 ONE_ROUND = ("rome", "memit")
-STORAGE_OPTIONS = {
-    "allow_bucket_creation", "allow_bucket_deletion", "blob_storage_authority", "check_directory_existence_before_creation",
-    "dfs_storage_authority", "enable_tls", "endpoint_override", "force_virtual_addressing", "project_id", "region", "replication",
-    "retry_limit_seconds", "scheme", "tls_ca_file_path", "user",
-}  # fmt: skip
-"""What may stand behind the ? of a storage URI: of what pyarrow reads there, that which is no key."""
 
 
 class Config(_Section):
@@ -387,17 +381,10 @@ def impossible(config: Config) -> Iterable[str]:
         yield "facts.seed: chooses which facts a facts.limit takes, and there is none"
     if config.model.name == "smollm2-135m" and (config.model.gguf, config.model.revision) != (None, None):
         yield "model.gguf, model.revision: do not go with model.name=smollm2-135m, which comes with its package"
-    if "://" in config.run.dir:
-        uri = urlsplit(config.run.dir)
-        options = {key.lower() for key, _ in parse_qsl(uri.query, keep_blank_values=True)}
-        # A key may hold a slash, after which no parser looks for a password.
-        port = r"(?!\d+(/|$))" if uri.scheme in ("hdfs", "viewfs") else ""
-        keyed = re.match(f"[^/]*:{port}[^@]*@", config.run.dir.partition("://")[2].partition("?")[0])
-        strange = [*(["password"] if keyed else []), *sorted(options - STORAGE_OPTIONS)]
-        if strange:
-            yield (
-                f"run.dir: a storage URI must not hold a key, and this one has {', '.join(strange)}; the storage's own "
-                f"environment variables are read instead (it may say {', '.join(sorted(STORAGE_OPTIONS))})"
-            )
+    if "://" in config.run.dir and (strange := storage_uri.strange(config.run.dir)):
+        yield (
+            f"run.dir: a storage URI must not hold a key, and this one has {', '.join(strange)}; the storage's own "
+            f"environment variables are read instead (it may say {', '.join(sorted(storage_uri.OPTIONS))})"
+        )
     if "teacher_forced" not in config.evaluate.protocols:
         yield "evaluate.protocols: teacher_forced must be among them, the stop rule reads it"

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +25,14 @@ class Rounds:
 
     taught: np.ndarray
     figures: Mapping[str, np.ndarray]
+    facts: int
+    """How many were drawn from; none of what is as measured."""
 
     @classmethod
     def measured(cls, points: Sequence[Point]) -> "Rounds":
         """As they came out, which is one draw."""
         figures = {name: np.array([[getattr(p, name) for p in points]], np.float64) for name in METRICS}
-        return cls(np.array([p.taught for p in points], bool), figures)
+        return cls(np.array([p.taught for p in points], bool), figures, 0)
 
     @classmethod
     def redrawn(
@@ -49,7 +53,7 @@ class Rounds:
             for place, rows in enumerate(by_round):
                 if rows:
                     figures[name][:, place] = 100 * drawn_shares(rows, column, asked, draws)
-        return cls(whole.taught, figures)
+        return cls(whole.taught, figures, len(asked))
 
     def passing(self, level: np.ndarray) -> Passing:
         """Where reliability first passes a level: between the first two measured rounds that bracket it, on the straight line.
@@ -110,43 +114,25 @@ def _point(trajectory: Sequence[Point], rounds: Rounds, where: Passing) -> Point
     return Point(end.round, cost, **{name: found.get(name) for name in METRICS})  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class AtEqual:
-    """Two methods' differences at equal reliability, and the share of the draws in which they can be compared."""
-
-    differences: Mapping[str, Difference]
-    share: float
-
-
 def differences(
-    pairs: Sequence[tuple[Sequence[Point], Sequence[Point]]],
-    redrawn: Sequence[tuple[Rounds | None, Rounds | None]],
-    level: float,
-    facts: int,
-) -> AtEqual | None:
-    """Ours minus theirs where both have the same reliability, averaged over the pairs of runs (seeds) that do.
+    met: Sequence[tuple[Point, Point]], redrawn: Sequence[tuple[Rounds, Rounds]], level: float
+) -> tuple[dict[str, Difference], float]:
+    """Ours minus theirs where both have the same reliability, averaged over the pairs of runs (seeds) that do; and the share of
+    the draws in which any pair does. `met` is what they have there as measured.
 
     A paired bootstrap of that whole statistic: in every draw of the facts reliability is passed somewhere else, and some pairs
-    pass it no more. The interval holds the middle 95 % of the draws in which any pair does.
+    pass it no more. The interval holds the middle 95 % of the draws in which any does.
     """
-    met = [both for ours, theirs in pairs if (both := at_equal(ours, theirs, level)) is not None]
-    known = [(ours, theirs) for ours, theirs in redrawn if ours is not None and theirs is not None]
-    if not met or len(known) < len(pairs) or facts < 2:
-        return None
-    passing = [both_at(ours, theirs, level) for ours, theirs in known]
-    found, share = {}, 0.0
+    passing = [(ours, theirs, *both_at(ours, theirs, level)) for ours, theirs in redrawn]
+    compared = np.array([(mine.after > 0) & (other.after > 0) for _, _, mine, other in passing]).any(0)
+    found = {}
     for name in METRICS[1:]:
-        if any(getattr(point, name) is None for both in met for point in both):
-            continue
-        gains = np.array(
-            [ours.at(name, mine) - theirs.at(name, other)
-             for (ours, theirs), (mine, other) in zip(known, passing, strict=True)]
-        )  # fmt: skip
+        known = [(getattr(mine, name), getattr(other, name)) for mine, other in met]
+        gains = np.array([ours.at(name, mine) - theirs.at(name, other) for ours, theirs, mine, other in passing])
         there = np.isfinite(gains)
-        compared = there.any(0)
-        drawn = np.where(there, gains, 0.0).sum(0)[compared] / there.sum(0)[compared]
-        if drawn.size:
-            mean = sum(getattr(mine, name) - getattr(other, name) for mine, other in met) / len(met)
-            found[name] = Difference(mean, *percentiles(drawn), facts, len(met))
-            share = float(compared.mean())
-    return AtEqual(found, share)
+        some = there.any(0)  # a draw may leave no probe, too
+        drawn = np.where(there, gains, 0.0).sum(0)[some] / there.sum(0)[some]
+        if drawn.size and None not in chain(*known):
+            mean = fmean(mine - other for mine, other in known)
+            found[name] = Difference(mean, *percentiles(drawn), redrawn[0][0].facts, len(met))
+    return found, float(compared.mean())

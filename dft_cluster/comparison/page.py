@@ -42,7 +42,7 @@ def _header(found: Json) -> str:
 
 def _model(found: Json, model: str) -> str:
     figures = "".join(_cost(found, model, data) + _balance(found, model, data) for data in found["data"])
-    told = [*(f"Protocol: {tag}" for tag in words.protocols(found, model)), *words.means(found, model)]
+    told = [*(f"Protocol: {tag}" for tag in words.protocols(found, model)), *words.unlike_costs(found, model)]
     tags = "".join(f"<p>{text(line)}.</p>" for line in told)
     shown = "".join(_table(table) for table in tables(found, model))
     return f'<section><h2>{text(model)}</h2><div class="figures">{figures}</div>{shown}{tags}</section>'

@@ -64,14 +64,15 @@ def costs(record: Record, scratch: Path) -> Json:
     return found
 
 
-def means(record: Record) -> str:
-    """What a run was computed with, as far as it says: its seconds hang on it."""
-    cluster = {**record.identity["config"]["cluster"]}
-    cluster |= {key: record.identity[key] for key in ("gpus_per_rank", "threads") if key in record.identity}
+def equipment(record: Record) -> str:
+    """What a run was computed with, as far as it says."""
+    given = {key: record.identity[key] for key in ("gpus_per_rank", "threads") if key in record.identity}
+    cluster = record.identity["config"]["cluster"] | given
     told = [f"{max(map(ranks, record.rounds))} rank(s)"]
-    told += [f"{cluster[key]:g} {name}" for key, name in (("gpus_per_rank", "GPU(s) each"), ("threads", "thread(s) each"))
-             if cluster.get(key) is not None]  # fmt: skip
-    return ", ".join([*told, f"torch {record.identity.get('versions', {}).get('torch', 'unknown')}"])
+    for key, name in (("gpus_per_rank", "GPU(s)"), ("threads", "thread(s)")):
+        if cluster.get(key) is not None:
+            told.append(f"{cluster[key]:g} {name} each")
+    return ", ".join([*told, f"torch {record.identity['versions']['torch']}"])
 
 
 def outcomes(record: Record, name: str = "final") -> dict[str, Outcomes]:

@@ -64,7 +64,7 @@ class Row:
     by_round: Mapping[str, Mapping[int, Outcomes]] = field(default_factory=dict)
     weights: str = ""
     """The fingerprint of what it began with."""
-    means: str = ""
+    equipment: str = ""
     """What it was computed with, on which its costs hang."""
 
     @property
@@ -180,15 +180,13 @@ def _levels(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]]
     other = (*key[:2], settings.compared_with)
     others = {row.cell.seed: row for row in groups[other] if row.finished and row.points} if key != other else {}
     pairs = [(row, others[row.cell.seed]) for row in done if row.cell.seed in others]
-    redrawn = [(_redrawn(settings, ours), _redrawn(settings, theirs)) for ours, theirs in pairs]
+    redrawn = _redrawn(settings, pairs)
     for level in settings.levels:
         passed = [one for row in done if (one := at_level(row.points, level)) is not None]
         means = {name: spread(getattr(one, name) for one in passed) for name in (*METRICS, "cost")}
-        trajectories = [(ours.points, theirs.points) for ours, theirs in pairs]
-        met = [both for ours, theirs in trajectories if (both := at_equal(ours, theirs, level)) is not None]
+        met = [both for ours, theirs in pairs if (both := at_equal(ours.points, theirs.points, level)) is not None]
         cost, reference = (sum(both[side].cost for both in met) for side in (0, 1))
-        facts = max((_facts(row) for pair in pairs for row in pair), default=0)
-        compared = differences(trajectories, redrawn, level, facts)
+        gained, share = differences(met, redrawn, level) if met and redrawn else ({}, None)
         yield {
             **_labels(key),
             "level": level,
@@ -196,21 +194,23 @@ def _levels(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]]
             "seeds": len(done),
             "from_the_start": bool(done) and all(row.points[0].reliability > level for row in done),
             "compared_at": fmean(both[0].reliability for both in met) if met else None,
-            "differences": {name: asdict(one) for name, one in compared.differences.items()} if compared else {},
-            "compared_share": compared.share if compared else None,
+            "differences": {name: asdict(one) for name, one in gained.items()},
+            "compared_share": share,
             "top": max((point.reliability for row in done for point in row.points), default=None),
             **{name: asdict(one) if one else None for name, one in means.items()},
             "reference_cost_ratio": reference / cost if cost else None,
         }
 
 
-def _redrawn(settings: CompareSettings, row: Row) -> Rounds | None:
-    return Rounds.redrawn(row.points, row.by_round, 1 + KINDS.index(settings.on), settings.draws)
-
-
-def _facts(row: Row) -> int:
-    """How many facts a run was asked about."""
-    return len({int(one[0]) for one in row.outcomes.get("reliability", [])})
+def _redrawn(settings: CompareSettings, pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Rounds, Rounds]]:
+    """Their rounds in draws of the facts; nothing where a run kept no outcomes, or there are not two facts to draw from."""
+    column, found = 1 + KINDS.index(settings.on), []
+    for pair in pairs:
+        ours, theirs = (Rounds.redrawn(row.points, row.by_round, column, settings.draws) for row in pair)
+        if ours is None or theirs is None or min(ours.facts, theirs.facts) < 2:
+            return []
+        found.append((ours, theirs))
+    return found
 
 
 def _pareto(model: str, data: str, means: Mapping[Key, list[Point]]) -> list[Json]:
@@ -231,7 +231,7 @@ def _cell(row: Row) -> Json:
             "figures": {name: value for name, value in known.items() if value is not None},
             "protocols": _protocols([row]),
             "costs": row.cost,
-            "means": row.means,
+            "equipment": row.equipment,
             "points": [asdict(point) for point in row.points],
         }
     return told

@@ -140,32 +140,34 @@ class Comparison:
 
     def _read(self, cell: Cell, record: Record) -> Row:
         assert record.result is not None
-        weights = record.identity["fingerprints"].get("model", "")
-        for row in self.rows.values():
-            if row.weights and row.weights != weights and self._begin_alike(row.cell, cell):
-                return Row(
-                    cell,
-                    "failed",
-                    f"it began with other weights than {row.cell.name} (fingerprints {weights[:16]}, {row.weights[:16]}): the "
-                    "model's name has come to stand for another one. Right would be a model.revision, and the folder removed of "
-                    "the run that is not wanted",
-                )
+        weights = record.identity["fingerprints"]["model"]
+        if other := self._other_weights(cell, weights):
+            return Row(
+                cell,
+                "failed",
+                f"it began with other weights than {other.cell.name} (fingerprints {weights[:16]}, {other.weights[:16]}): the "
+                "model's name has come to stand for another one. Right would be a model.revision, and the folder removed of the "
+                "run that is not wanted",
+            )
         cost = reading.costs(record, self.scratch)
         reading.slim(record, self.settings.keep)
         points = reading.trajectory(record.rounds, self.settings.on)
         told = record.result
         by_round = reading.outcomes_by_round(record, [point.round for point in points if point.round])
         outcomes = reading.outcomes(record)
-        means = reading.means(record)
+        equipment = reading.equipment(record)
         return Row(
-            cell, "finished", told["stop_reason"], told["final"], cost, points, outcomes, by_round, weights, means
+            cell, "finished", told["stop_reason"], told["final"], cost, points, outcomes, by_round, weights, equipment
         )
 
-    def _begin_alike(self, one: Cell, other: Cell) -> bool:
-        """Whether two cells must begin with the same weights: those of the model, or those of one warm-up."""
-        if self.runs.warms(sections(self.settings, one.model, one.data)):
-            return self._warm_name(one) == self._warm_name(other)
-        return one.model == other.model
+    def _other_weights(self, cell: Cell, weights: str) -> Row | None:
+        """A finished cell that had to begin with the same, those of the model or those of one warm-up, and did not."""
+        warms = self.runs.warms(sections(self.settings, cell.model, cell.data))
+        for row in self.rows.values():
+            alike = self._warm_name(row.cell) == self._warm_name(cell) if warms else row.cell.model == cell.model
+            if row.finished and alike and row.weights != weights:
+                return row
+        return None
 
     def write(self) -> dict[str, Any]:
         told = self.searches.told() if self.searches else {}

@@ -48,7 +48,7 @@ class Runs:
     def ranks(self, config: Config) -> int:
         """Those of a run that came to nothing: which its first line tells, or else as many as it asked for."""
         lines = Record(config).read_lines()
-        return reading.ranks(lines[0]) if lines and "memory" in lines[0] else config.world
+        return reading.ranks(lines[0]) if lines else config.world
 
     def known(self, model: str) -> dict[str, str]:
         """The fingerprint of a model that is a folder: it may have come from elsewhere, with the folder of the comparison."""

@@ -149,7 +149,7 @@ class Bench:
             reading.slim(record, "figures")
         # A trial that ended just before a comparison was killed is not run again, but cost what it cost. A covariance, which is
         # measured for the first trial and kept for the others, is no part of a share, like the warmed model.
-        covariance = sum(line["seconds"].get("covariance", 0.0) for line in record.rounds if "seconds" in line)
+        covariance = sum(line["seconds"].get("covariance", 0.0) for line in record.rounds)
         seconds = max(time.perf_counter() - began, record.result["seconds"]) - covariance
         measured = {
             line["round"]: {metric: line[metric]["token"] for metric in reading.METRICS if metric in line}

@@ -33,16 +33,19 @@ def protocols(found: Json, model: str) -> list[str]:
     return list(dict.fromkeys(tags))
 
 
-def means(found: Json, model: str) -> list[str]:
-    """Where the costs of one table come from runs that had different means."""
+def unlike_costs(found: Json, model: str) -> list[str]:
+    """Where the costs of one table come from runs with other equipment."""
     said = []
     for data in found["data"]:
-        by_means: dict[str, list[str]] = {}
-        for cell in found["cells"]:
-            if (cell["model"], cell["data"]) == (model, data) and cell.get("means"):
-                by_means.setdefault(cell["means"], []).append(f"{cell['method']}.{cell['seed']}")
-        if len(by_means) > 1:
-            listed = "; ".join(f"{', '.join(names)}: {one}" for one, names in by_means.items())
+        cells = [
+            cell for cell in found["cells"] if (cell["model"], cell["data"]) == (model, data) and "equipment" in cell
+        ]
+        runs = {
+            kind: ", ".join(f"{cell['method']}.{cell['seed']}" for cell in cells if cell["equipment"] == kind)
+            for kind in dict.fromkeys(cell["equipment"] for cell in cells)
+        }
+        if len(runs) > 1:
+            listed = "; ".join(f"{names}: {kind}" for kind, names in runs.items())
             said.append(f"The costs on {data} are no measure of one another: {listed}")
     return said
 

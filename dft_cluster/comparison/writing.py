@@ -6,7 +6,7 @@ import io
 from dft_cluster.comparison.page import render
 from dft_cluster.comparison.reading import Json
 from dft_cluster.comparison.tables import Table, flat, searches, tables
-from dft_cluster.comparison.words import chosen, means, protocols, records, unfinished
+from dft_cluster.comparison.words import chosen, protocols, records, unfinished, unlike_costs
 from dft_cluster.runs.storage import Storage
 
 
@@ -33,7 +33,7 @@ def markdown(found: Json) -> str:
         parts.append(f"## {model}")
         parts += [_table(table) for table in tables(found, model)]
         parts.append("\n".join(f"Protocol: {tag}." for tag in protocols(found, model)))
-        parts += [f"{line}." for line in means(found, model)]
+        parts += [f"{line}." for line in unlike_costs(found, model)]
     parts.append("\n".join(f"- **{name}**: {reason}" for name, reason in unfinished(found).items()))
     parts += ["## Trials" if found["search"] else "", *(_table(table) for table in searches(found))]
     return "\n\n".join(part for part in parts if part) + "\n"

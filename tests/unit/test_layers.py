@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "dft_cluster"
 LAYERS = [
-    {"errors"},
+    {"errors", "storage_uri"},
     {"config", "facts", "arithmetic", "patch"},
     {"models", "config_file"},
     {"training"},

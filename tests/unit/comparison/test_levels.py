@@ -79,13 +79,19 @@ def run(reliability, others):
     return points, Rounds.redrawn(points, by_round, 1, 500)
 
 
+def compared(pairs, level):
+    """Of pairs of runs."""
+    met = [both for (ours, _), (theirs, _) in pairs if (both := at_equal(ours, theirs, level)) is not None]
+    return differences(met, [(ours, theirs) for (_, ours), (_, theirs) in pairs], level)
+
+
 def test_draws_find_the_way_to_a_level_anew():
     """Reliability rises from a half to all; what is lost on the way hangs on how far it must go, draw by draw."""
     facts = 40
-    ours, again = run({1: [1.0, 0.0] * 20, 2: [1.0] * facts}, {1: [1.0] * facts, 2: [0.0] * facts})
-    theirs, others = run({1: [0.5] * facts, 2: [1.0] * facts}, {1: [1.0] * facts, 2: [0.0] * facts})
-    found = differences([(ours, theirs)], [(again, others)], 80.0, facts)
-    one = found.differences["locality"]
+    ours = run({1: [1.0, 0.0] * 20, 2: [1.0] * facts}, {1: [1.0] * facts, 2: [0.0] * facts})
+    theirs = run({1: [0.5] * facts, 2: [1.0] * facts}, {1: [1.0] * facts, 2: [0.0] * facts})
+    found, share = compared([(ours, theirs)], 80.0)
+    one = found["locality"]
     assert one.mean == pytest.approx(0.0), "both are six tenths on the way"
     rng, ways = random.Random(3), []
     for _ in range(4000):
@@ -94,26 +100,23 @@ def test_draws_find_the_way_to_a_level_anew():
     ways.sort()
     assert (one.low, one.high) == (pytest.approx(ways[100], abs=4), pytest.approx(ways[3900], abs=4))
     assert one.low < -5 < 5 < one.high
-    assert found.share == 1.0
+    assert (share, one.facts) == (1.0, facts)
 
 
 def test_draws_in_which_one_does_not_pass_it_are_counted():
-    ours, again = run({1: [1.0, 0.0] * 20, 2: [1.0] * 32 + [0.0] * 8}, {1: [1.0] * 40, 2: [0.5] * 40})
-    assert differences([(ours, ours)], [(again, again)], 75.0, 40).share == pytest.approx(0.83, abs=0.07)
-    assert differences([(ours, ours)], [(again, again)], 75.0, 40).differences["locality"].high == 0.0
-    assert differences([(ours, ours)], [(again, again)], 85.0, 40) is None, "as measured, neither does"
+    ours = run({1: [1.0, 0.0] * 20, 2: [1.0] * 32 + [0.0] * 8}, {1: [1.0] * 40, 2: [0.5] * 40})
+    found, share = compared([(ours, ours)], 75.0)
+    assert share == pytest.approx(0.83, abs=0.07)
+    assert (found["locality"].low, found["locality"].high) == (0.0, 0.0), "from itself it never differs"
 
 
-def test_seeds_are_averaged_where_they_pass_and_runs_without_outcomes_have_no_interval():
-    ours, again = run({1: [1.0] * 4}, {1: [0.75] * 4})
-    theirs, others = run({1: [1.0] * 4}, {1: [0.5] * 4})
-    low, lower = run({1: [0.5] * 4}, {1: [0.0] * 4})
-    found = differences([(ours, theirs), (low, theirs)], [(again, others), (lower, others)], 80.0, 4)
-    assert (found.differences["generality"].mean, found.differences["generality"].seeds) == (25.0, 1)
-    assert (found.differences["generality"].low, found.differences["generality"].high) == (25.0, 25.0)
-    assert Rounds.redrawn(ours, {}, 1, 10) is None
-    assert differences([(ours, theirs)], [(None, others)], 80.0, 4) is None
-    assert differences([(ours, theirs)], [(again, others)], 80.0, 1) is None, "one fact says nothing of others"
+def test_seeds_are_averaged_where_they_pass_and_runs_without_outcomes_cannot_be_drawn():
+    ours, theirs = run({1: [1.0] * 4}, {1: [0.75] * 4}), run({1: [1.0] * 4}, {1: [0.5] * 4})
+    low = run({1: [0.5] * 4}, {1: [0.0] * 4})
+    found, _ = compared([(ours, theirs), (low, theirs)], 80.0)
+    one = found["generality"]
+    assert (one.mean, one.low, one.high, one.facts, one.seeds) == (25.0, 25.0, 25.0, 4, 1)
+    assert Rounds.redrawn(ours[0], {}, 1, 10) is None
 
 
 def test_a_draw_takes_a_fact_with_all_its_probes():

@@ -124,6 +124,20 @@ def test_equal_reliability():
     assert differences["dft"] == differences["late"] == ["–"] * 6
 
 
+def test_runs_without_outcomes_or_of_one_fact_have_no_interval_at_equal_reliability():
+    def differences(**kept):
+        rows = [replace(row(method, "one", 0, 90.0), **kept) for method in ("dft", "full")]
+        [one] = of(gather(SETTINGS, SPLITS, rows, {}), "levels", data="one", method="full", level=80)
+        assert one["compared_at"] == 90.0
+        return one["differences"]
+
+    assert differences().keys() == {"generality", "locality"}
+    assert differences(by_round={}) == {}
+    assert (
+        differences(by_round={name: {n: [[0, 0.9, 0]] for n in (1, 2)} for name in ("reliability", "locality")}) == {}
+    )
+
+
 def test_the_pareto_front_and_the_records():
     results = found()
     assert [(one["method"], one["data"]) for one in results["pareto"]] == [
@@ -155,11 +169,11 @@ def test_markdown_has_whole_tables_the_protocol_and_what_is_missing():
 
 
 def test_costs_of_other_means_are_told_apart():
-    one, *others = (replace(row(method, "one", 0, 90.0), means="1 rank(s)") for method in ("dft", "full", "late"))
+    one, *others = (replace(row(method, "one", 0, 90.0), equipment="1 rank(s)") for method in ("dft", "full", "late"))
     assert "no measure of one another" not in markdown(gather(SETTINGS, SPLITS, [one, *others], {}))
-    other = replace(one, cell=Cell("m", "two", "dft", 0), means="2 rank(s)")
+    other = replace(one, cell=Cell("m", "two", "dft", 0), equipment="2 rank(s)")
     assert "no measure of one another" not in markdown(gather(SETTINGS, SPLITS, [one, *others, other], {}))
-    others[0] = replace(others[0], means="8 rank(s), 1 GPU(s) each")
+    others[0] = replace(others[0], equipment="8 rank(s), 1 GPU(s) each")
     told = "The costs on one are no measure of one another: dft.0, late.0: 1 rank(s); full.0: 8 rank(s), 1 GPU(s) each."
     results = gather(SETTINGS, SPLITS, [one, *others], {})
     assert told in markdown(results) and told in render(results)
