@@ -22,6 +22,7 @@ from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 from dft_cluster.methods.prepare import read_facts
 from dft_cluster.methods.run import Launch
+from dft_cluster.runs.alone import alone
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.record import Record
 from dft_cluster.runs.storage import Storage
@@ -86,6 +87,10 @@ class Comparison:
         if ran:
             before()
         self.room.make()
+        with alone(self.room):
+            return self._go_on(ran)
+
+    def _go_on(self, ran: bool) -> dict[str, Any]:
         if self.searches is not None:
             self.searches.to_the_end(self.write)
         for number, (cell, row) in enumerate(self.rows.items(), 1):

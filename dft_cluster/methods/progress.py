@@ -3,11 +3,13 @@
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dft_cluster.methods.prepare import WARM_UP, Prepared
 from dft_cluster.ranks.rank import Source
+from dft_cluster.runs.alone import alone
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.record import Record
 from dft_cluster.runs.track import Tracker
@@ -29,14 +31,14 @@ class Progress:
         """Of fine-tuning and evaluation."""
 
     def __enter__(self) -> "Progress":
-        self._scratch = tempfile.TemporaryDirectory(prefix="dft-")
-        self.scratch = Path(self._scratch.name)
+        self._open, self._alone = ExitStack(), False
+        self.scratch = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="dft-")))
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self.tracker is not None:
-            self.tracker.close(failed=error is not None)
-        self._scratch.cleanup()
+        with self._open:
+            if self.tracker is not None:
+                self.tracker.close(failed=error is not None)
 
     def track(self) -> Tracker:
         """W&B, which is begun before the first figure is there: a wrong key should cost nothing."""
@@ -76,8 +78,16 @@ class Progress:
         """Whether a round needs ranks that are built otherwise than for this seat."""
         return self.seat(number).needs() != seat.needs()
 
-    def look_again(self) -> None:
-        """The folder is this driver's alone from now on; until a moment ago another one may have been at work in it."""
+    def hold(self) -> None:
+        """From now on to the end the folder is this driver's alone."""
+        if not self._alone:
+            self._open.enter_context(alone(self.storage))
+            self._alone = True
+
+    def begin(self) -> None:
+        """The folder is there, and this driver's alone; until a moment ago another one may have been at work in it."""
+        self.storage.make()
+        self.hold()
         self.record.look_again()
         self.earlier = self._until_now()
         self.result = self.record.result

@@ -81,13 +81,15 @@ class _Teams:
     def _serve(self) -> None:
         """One team: the warm-up where it is due, then rounds up to the end, or to one that needs other ranks."""
         progress = self.progress
+        if self.record.exists:
+            progress.hold()  # before there are ranks that would take the memory of another driver's
         seat, source = self._on_what_it_began(progress.seat(progress.next)), progress.source
         with self.launch(seat, source, progress.console) as team:
+            if not self.record.begun:
+                progress.begin()
+                if progress.result is not None:
+                    return
             try:
-                if not self.record.begun:
-                    progress.look_again()
-                    if progress.result is not None:
-                        return
                 self._admit(team)
                 if progress.next == WARM_UP:
                     warm_up(progress, team)

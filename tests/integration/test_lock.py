@@ -11,7 +11,9 @@ import ray
 from ray._private.state import jobs
 
 from dft_cluster.cluster.lock import address
+from dft_cluster.errors import InputError
 from dft_cluster.runs.storage import Storage
+from tests.integration import runs
 
 DRIVER = """
 import sys, time
@@ -54,7 +56,10 @@ def until_noticed() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_of_drivers_that_find_the_last_one_dead_one_alone_holds(tmp_path: Path) -> None:
+def test_of_drivers_that_find_the_last_one_dead_one_alone_holds(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, run={"name": "runs"})
     head, folder = ray.get_runtime_context().gcs_address, tmp_path / "runs"
     folder.mkdir()
     ways = [str(folder), f"{folder}/", f"{folder}/../runs", str(tmp_path / "link")]
@@ -81,6 +86,8 @@ def test_of_drivers_that_find_the_last_one_dead_one_alone_holds(tmp_path: Path) 
         until_noticed()
         drivers(stack, tmp_path / "then", ways)
         said = sorted((tmp_path / "then" / f"{number}-says").read_text() for number in range(len(ways)))
+        with pytest.raises(InputError, match=rf"job \w+ of this cluster is at work in {folder}"):
+            runs.on_cluster(settings)
     assert said[0] == "mine"
     assert all("is at work in" in one for one in said[1:])
 

@@ -1,6 +1,7 @@
 """Whole runs of the tiny model: the formula, the groups, the run directory, resuming."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,10 @@ from dft_cluster.methods.job import RoundRefusedError
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.methods.run import run
 from dft_cluster.patch import Folder, apply, fingerprint, revert
+from dft_cluster.runs.alone import alone
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.parts import Part
+from dft_cluster.runs.storage import Storage
 from tests.integration import runs
 from tests.integration.runs import Crash, crash_at
 
@@ -189,6 +192,26 @@ def test_killed_between_a_rounds_manifest_and_its_line(tiny_model: Path, tiny_fa
     for a, b in zip(whole.rounds, resumed.rounds, strict=True):
         for name in ("reliability", "generality", "locality", "perplexity", *(("loss", "core") if a["round"] else ())):
             assert a[name] == b[name]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_folder_in_which_another_driver_is_at_work_is_left_as_it_is(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, begun: bool
+) -> None:
+    settings, said = runs.config(tiny_model, tiny_facts, tmp_path), list[str]()
+    folder = tmp_path / "dft"
+    folder.mkdir()
+    if begun:
+        with pytest.raises(Crash):
+            runs.alone(settings, crash_at("round 2"))
+    with alone(Storage(str(folder))):
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        with pytest.raises(InputError, match=f"process {os.getpid()} of .* is at work in {folder}"):
+            runs.alone(settings, said.append)
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    # Ranks that would take the memory of the other's are not even begun where that can be known before.
+    assert any("building the engine" in text for text in said) != begun
+    assert len(runs.alone(settings).rounds) == 4
 
 
 def load_bits(file: Path) -> dict[str, list[Any]]:
