@@ -95,14 +95,18 @@ def test_trials_stand_in_markdown_on_the_page_and_in_wandb(tree: Json) -> None:
 
 
 def test_a_search_that_was_stopped_goes_on(tree: Json) -> None:
-    search = {"facts": 2, "trials": 3, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3, 3e-3]}}}
-    methods = {"full": tree["methods"]["full"]}
+    over = {"full": {"train.lr": [1e-3, 2e-3, 3e-3]}, "dft": {"method.top": [0.1]}}
+    search = {"facts": 2, "trials": 3, "device_seconds": 100, "over": over}
     with pytest.raises(KeyboardInterrupt):
-        run(tree, Launches(2, KeyboardInterrupt()), search=search, methods=methods)
+        run(tree, Launches(2, KeyboardInterrupt()), search=search)
+    with pytest.raises(InputError, match=r"search tiny\.places\.full was begun with other over; it cannot go on"):
+        run(tree, search={**search, "over": {**over, "full": {"train.lr": [1e-3]}}})
     launches = Launches()
-    found = run(tree, launches, search=search, methods=methods)
-    assert launches.names == ["trial-002-2", "tiny.places.full.0"]
+    # A search that was not begun may still be asked for otherwise.
+    found = run(tree, launches, search={**search, "over": {**over, "dft": {"method.top": [0.3]}}})
+    assert launches.names == ["trial-002-2", "trial-000-2", "tiny.places.dft.0", "tiny.places.full.0"]
     assert len(found["search"]["searches"]["tiny.places.full"]["trials"]) == 3
+    assert found["search"]["searches"]["tiny.places.dft"]["chosen"]["method.top"] == 0.3
 
 
 def test_a_search_whose_trials_all_met_with_trouble_is_made_again(tree: Json) -> None:
