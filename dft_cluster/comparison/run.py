@@ -87,7 +87,7 @@ class Comparison:
         if ran:
             before()
         self.room.make()
-        with alone(self.room):
+        with alone(self.room, self.console.say):
             return self._go_on(ran)
 
     def _go_on(self, ran: bool) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Progress:
     def hold(self) -> None:
         """From now on to the end the folder is this driver's alone."""
         if not self._alone:
-            self._open.enter_context(alone(self.storage))
+            self._open.enter_context(alone(self.storage, self.console.say))
             self._alone = True
 
     def begin(self) -> None:

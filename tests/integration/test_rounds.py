@@ -204,7 +204,7 @@ def test_a_folder_in_which_another_driver_is_at_work_is_left_as_it_is(
     if begun:
         with pytest.raises(Crash):
             runs.alone(settings, crash_at("round 2"))
-    with alone(Storage(str(folder))):
+    with alone(Storage(str(folder)), runs.silent):
         before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         with pytest.raises(InputError, match=f"process {os.getpid()} of .* is at work in {folder}"):
             runs.alone(settings, said.append)
