@@ -27,6 +27,7 @@ from dft_cluster.comparison.settings import CompareSettings, sections
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 from dft_cluster.local import in_this_process
+from dft_cluster.runs.alone import alone
 from dft_cluster.runs.console import Console
 
 HEAVY = ("full", "ft_c", "f_learning")
@@ -183,12 +184,14 @@ def main() -> int:
             raise InputError(f"--only: {', '.join(sorted(unknown))}: none of {', '.join(whole.settings.methods)}")
         whole.look()
         whole.room.make()
-        all_done, failed = to_the_end(whole, asked, Path(name))
-        if asked.tables:
+        with alone(whole.room, whole.console.say):
             whole.look()
-            cells = {Cell(*task.labels): reason for task, reason in failed.items() if task.kind == "cell"}
-            whole.rows |= {cell: Row(cell, "failed", reason) for cell, reason in cells.items()}
-            whole.write()
+            all_done, failed = to_the_end(whole, asked, Path(name))
+            if asked.tables:
+                whole.look()
+                cells = {Cell(*task.labels): reason for task, reason in failed.items() if task.kind == "cell"}
+                whole.rows |= {cell: Row(cell, "failed", reason) for cell, reason in cells.items()}
+                whole.write()
     return 0 if all_done else 1
 
 

@@ -88,6 +88,8 @@ class Comparison:
             before()
         self.room.make()
         with alone(self.room, self.console.say):
+            if ran:
+                self.look()  # another one may have been at work here until a moment ago
             return self._go_on(ran)
 
     def _go_on(self, ran: bool) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class Searches:
         problems = []
         for name, model, data, method in self._each():
             now, before = self._asked(model, data, method), {}
-            if kept["searches"].get(name, {}).get("trials"):
-                before = kept["asked"][name]
+            if kept["searches"].get(name, {}).get("trials") or self.runs.room.folders(f"search/{name}"):
+                before = kept["asked"].get(name, {})
                 before |= {"sections": _said(filled(before["sections"]))}
                 if before.get("model") and before["model"] == now["model"]:  # the same, wherever it lies by now
                     before["sections"]["model"] |= {"name": now["sections"]["model"]["name"]}

@@ -78,16 +78,12 @@ class Progress:
         """Whether a round needs ranks that are built otherwise than for this seat."""
         return self.seat(number).needs() != seat.needs()
 
-    def hold(self) -> None:
-        """From now on to the end the folder is this driver's alone."""
+    def begin(self) -> None:
+        """From now on the folder is this driver's alone; until a moment ago another one may have been at work in it."""
+        self.storage.make()
         if not self._alone:
             self._open.enter_context(alone(self.storage, self.console.say))
             self._alone = True
-
-    def begin(self) -> None:
-        """The folder is there, and this driver's alone; until a moment ago another one may have been at work in it."""
-        self.storage.make()
-        self.hold()
         self.record.look_again()
         self.earlier = self._until_now()
         self.result = self.record.result

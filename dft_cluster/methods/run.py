@@ -81,14 +81,14 @@ class _Teams:
     def _serve(self) -> None:
         """One team: the warm-up where it is due, then rounds up to the end, or to one that needs other ranks."""
         progress = self.progress
-        if self.record.exists:
-            progress.hold()  # before there are ranks that would take the memory of another driver's
+        if (
+            self.record.exists and self._ended()
+        ):  # before there are ranks that would take the memory of another driver's
+            return
         seat, source = self._on_what_it_began(progress.seat(progress.next)), progress.source
         with self.launch(seat, source, progress.console) as team:
-            if not self.record.begun:
-                progress.begin()
-                if progress.result is not None:
-                    return
+            if self._ended():
+                return
             try:
                 self._admit(team)
                 if progress.next == WARM_UP:
@@ -102,6 +102,12 @@ class _Teams:
                     progress.result = end(rounds, reason)
             except InputError as error:
                 raise RunFailedError(str(error)) from error
+
+    def _ended(self) -> bool:
+        """Whether another driver has ended the run meanwhile; asked once the folder is this driver's alone."""
+        if not self.record.begun:
+            self.progress.begin()
+        return self.progress.result is not None
 
     def _admit(self, team: Team) -> None:
         """Writes down what the team was given and what is to be said of it; proves that it sees the run's folder."""

@@ -9,7 +9,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 from dft_cluster.errors import InputError
@@ -29,32 +30,49 @@ def alone(folder: Storage, say: Callable[[str], None]) -> Iterator[None]:
     if folder.local is None:
         yield
         return
-    # The file stays: were it removed, one driver could hold the old one and another the new one.
-    with (folder.local / FILE).open("a+") as file:
-        _take(file, folder, say)
+    file = _held(folder.local / FILE, say)
+    try:
         file.truncate(0)
-        file.write(f"process {os.getpid()} of {platform.node()}")
+        file.write(f"process {os.getpid()} of {platform.node()}\n{boot()}\n")
         file.flush()
         yield
+    finally:
+        # Said, not left to the closing of the file: a fork of this process may have it open as well.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
+        file.close()
 
 
-def _take(file: IO[str], folder: Storage, say: Callable[[str], None]) -> None:
+def boot() -> str:
+    """What tells this machine, since it was started, from another of the same name; empty where the system does not say."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
+
+
+def _held(place: Path, say: Callable[[str], None]) -> IO[str]:
+    """The lock's file, once it is held. It stays when it is let go: two drivers could hold an old one and a new one."""
     until = None
-    while not _taken(file):
-        file.seek(0)
-        holder = file.read()
-        gone = f"; if that machine is gone, remove {folder.path(FILE)}"
-        if holder.endswith(f" of {platform.node()}"):
+    while True:
+        file = place.open("a+", encoding="utf-8")
+        if _taken(file):
+            if _same(file, place):
+                return file
+            file.close()
+            continue
+        with file:
+            file.seek(0)
+            holder, where = (*file.read().splitlines(), "", "")[:2]
+        holder = holder or "another process"
+        gone = f"; if that machine is gone, remove {place}"
+        if holder.endswith(f" of {platform.node()}") and where == boot():
             until, gone = 0.0, ""
         elif until is None:
             until = time.monotonic() + LEASE
-            say(
-                f"{holder or 'another process'} is at work in {folder.uri}, or its machine was lost: waiting {LEASE:.0f} s"
-            )
+            say(f"{holder} is at work in {place.parent}, or its machine was lost: waiting up to {LEASE:.0f} s")
         if time.monotonic() >= until:
             raise InputError(
-                f"run.name: {holder or 'another process'} is at work in {folder.uri}; wait for it, stop it, or name another "
-                f"run{gone}"
+                f"run.name: {holder} is at work in {place.parent}; wait for it, stop it, or name another run{gone}"
             )
         time.sleep(POLL)
 
@@ -68,3 +86,11 @@ def _taken(file: IO[str]) -> bool:
         if error.errno not in _KNOWS_NONE:
             raise
     return True
+
+
+def _same(file: IO[str], place: Path) -> bool:
+    """Whether the file is still the one that lies there, and was not removed by hand."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False

@@ -125,9 +125,9 @@ class Record:
             self._remark(f"resumed with {', '.join(differing)}: bits may differ")
 
     def note(self, text: str) -> None:
-        """Something the report should say (of a run that has no folder yet, once it has one)."""
+        """Something the report should say (once the folder is this driver's own)."""
         self._remark(text)
-        if self.exists:
+        if self.begun:
             self.storage.write_json("config.json", self.identity)
 
     def _remark(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """Small comparisons of the tiny model in this process, for tests."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,10 @@ class Launches:
         return [prepared.config.run.name for prepared in self.runs]
 
 
-def run(tree: Json, launches: Launches | None = None, **more: Any) -> Json:
+def run(tree: Json, launches: Launches | None = None, *, before: Callable[[], Any] = lambda: None, **more: Any) -> Json:
     if "search" in more:  # which leaves no say to what ends a run early
         tree = {**tree, "base": {name: section for name, section in tree["base"].items() if name != "converge"}}
-    return compare(checked({**tree, **more}), launches or Launches(), Console(silent))
+    return compare(checked({**tree, **more}), launches or Launches(), Console(silent), before)
 
 
 def folder(tree: Json) -> Path:

@@ -111,6 +111,17 @@ def test_a_comparison_that_was_stopped_goes_on(tree: Json) -> None:
     assert touched(out / "cells" / "tiny.places.dft.0") == before
 
 
+def test_what_another_driver_did_until_the_folder_was_free_is_not_done_again(tree: Json) -> None:
+    launches, search = (
+        Launches(),
+        {"facts": 2, "trials": 1, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3]}}},
+    )
+    first: list[Json] = []
+    found = run(tree, launches, before=lambda: first.append(run(tree, search=search)), search=search)
+    assert [found] == first
+    assert launches.runs == []
+
+
 def test_a_cell_that_was_killed_goes_on_within(tree: Json) -> None:
     def die(text: str) -> None:
         if "] round 2 …" in text:

@@ -101,9 +101,15 @@ def test_a_search_that_was_stopped_goes_on(tree: Json) -> None:
         run(tree, Launches(2, KeyboardInterrupt()), search=search)
     with pytest.raises(InputError, match=r"search tiny\.places\.full was begun with other over; it cannot go on"):
         run(tree, search={**search, "over": {**over, "full": {"train.lr": [1e-3]}}})
+    other = {**search, "over": {**over, "dft": {"method.top": [0.3]}}}
+    begun = folder(tree) / "search" / "tiny.places.dft" / "trial-000-2"
+    begun.mkdir(parents=True)  # all that is left of a first trial that was killed
+    with pytest.raises(InputError, match=r"search tiny\.places\.dft was begun with other over"):
+        run(tree, search=other)
+    shutil.rmtree(begun)
     launches = Launches()
     # A search that was not begun may still be asked for otherwise.
-    found = run(tree, launches, search={**search, "over": {**over, "dft": {"method.top": [0.3]}}})
+    found = run(tree, launches, search=other)
     assert launches.names == ["trial-002-2", "trial-000-2", "tiny.places.dft.0", "tiny.places.full.0"]
     assert len(found["search"]["searches"]["tiny.places.full"]["trials"]) == 3
     assert found["search"]["searches"]["tiny.places.dft"]["chosen"]["method.top"] == 0.3

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from dft_cluster.errors import InputError
 from dft_cluster.local import in_this_process
+from dft_cluster.methods import progress
 from dft_cluster.methods.job import RoundRefusedError
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.methods.run import run
@@ -309,19 +310,46 @@ def test_what_another_driver_did_before_the_folder_was_taken_is_not_done_again(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, warmup: int
 ) -> None:
     settings = runs.config(tiny_model, tiny_facts, tmp_path, warmup={"epochs": warmup}, method={"rounds": 1})
-    written = {}
+    written: dict[Path, int] = {}
+
+    def times() -> dict[Path, int]:
+        return {
+            file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"
+        }
 
     @contextmanager
     def late(*words: Any) -> Iterator[Any]:
         """Between this driver's first look and its ranks, another one does the whole run."""
         runs.alone(settings)
-        written.update({file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()})
+        written.update(times())
         with in_this_process(*words) as team:
             yield team
 
     said = run(prepare(settings), late, Console(runs.silent))
     assert said == runs.read(settings).result
-    assert written == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    assert written == times()
+
+
+def test_a_run_that_another_driver_ended_while_it_was_waited_for_needs_no_ranks(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"rounds": 2})
+    with pytest.raises(Crash):
+        runs.alone(settings, crash_at("round 2"))
+
+    @contextmanager
+    def waited(*words: Any) -> Iterator[None]:
+        monkeypatch.undo()
+        runs.alone(settings)
+        with alone(*words):
+            yield
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("ranks are started")
+
+    monkeypatch.setattr(progress, "alone", waited)
+    said = run(prepare(settings), never, Console(runs.silent))
+    assert said == runs.read(settings).result
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,5 +1,6 @@
 """One driver in a folder, whichever cluster it has."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -29,6 +31,10 @@ with alone(Storage(sys.argv[1]), print):
 
 def fail(text: str) -> None:
     raise AssertionError(text)
+
+
+def said_in(folder: Path) -> str:
+    return (folder / ".lock").read_text().splitlines()[0]
 
 
 @contextmanager
@@ -54,7 +60,7 @@ def test_a_folder_is_refused_for_as_long_as_another_process_is_at_work_in_it(tmp
                 "another run"
             )
     with alone(folder, fail):
-        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} of {platform.node()}"
+        assert said_in(tmp_path) == f"process {os.getpid()} of {platform.node()}"
         (tmp_path / "other").mkdir()
         with alone(folder.below("other"), fail):
             pass
@@ -72,7 +78,53 @@ def test_another_machine_is_waited_for_as_long_as_it_may_be_lost(
 
     monkeypatch.setattr(locks, "LEASE", 60.0)
     with other(str(tmp_path), "far") as process, alone(Storage(str(tmp_path)), lambda _: process.kill()):
-        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} of {platform.node()}"
+        assert said_in(tmp_path) == f"process {os.getpid()} of {platform.node()}"
+
+
+def test_another_machine_may_have_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "POLL", 0.01)
+    with other(str(tmp_path)) as process, monkeypatch.context() as here:
+        here.setattr(locks, "boot", lambda: "another start")
+        with alone(Storage(str(tmp_path)), lambda _: process.kill()):
+            assert (tmp_path / ".lock").read_text().splitlines()[1] == "another start"
+
+
+def test_a_lock_that_was_removed_is_not_the_one_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a lost machine's lock that was removed by hand, and one that a third driver has put there since."""
+    monkeypatch.setattr(locks, "POLL", 0.01)
+    third = contextlib.ExitStack()
+    taken = locks._taken
+
+    def meanwhile(file: IO[str]) -> bool:
+        got = taken(file)
+        if got and not seen:
+            seen.append(file.name)
+            (tmp_path / ".lock").unlink()
+            third.enter_context(other(str(tmp_path)))
+        return got
+
+    seen: list[str] = []
+    monkeypatch.setattr(locks, "_taken", meanwhile)
+    with third, pytest.raises(InputError, match="is at work in"):
+        alone(Storage(str(tmp_path)), fail).__enter__()
+    assert seen
+
+
+def test_a_fork_of_a_driver_that_let_go_holds_nothing(tmp_path: Path) -> None:
+    with alone(Storage(str(tmp_path)), fail):
+        end, begin = os.pipe()
+        child = os.fork()
+        if child == 0:  # until its parent has closed the pipe
+            os.close(begin)
+            os.read(end, 1)
+            os._exit(0)
+        os.close(end)
+    try:
+        with other(str(tmp_path)):
+            pass
+    finally:
+        os.close(begin)
+        os.waitpid(child, 0)
 
 
 def test_what_was_held_is_free_once_it_is_let_go(tmp_path: Path) -> None:
