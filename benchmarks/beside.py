@@ -182,7 +182,6 @@ def main() -> int:
         whole = Comparison(load(asked.config, asked.overrides), in_this_process, Console(), Path(name))
         if asked.only and (unknown := set(asked.only.split(",")) - whole.settings.methods.keys()):
             raise InputError(f"--only: {', '.join(sorted(unknown))}: none of {', '.join(whole.settings.methods)}")
-        whole.look()
         whole.room.make()
         with alone(whole.room, whole.console.say):
             whole.look()

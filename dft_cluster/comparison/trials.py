@@ -38,10 +38,10 @@ class Searches:
         kept = self.runs.room.read_json(FILE)
         problems = []
         for name, model, data, method in self._each():
-            now, before = self._asked(model, data, method), {}
-            if kept["searches"].get(name, {}).get("trials") or self.runs.room.folders(f"search/{name}"):
-                before = kept["asked"].get(name, {})
-                before |= {"sections": _said(filled(before["sections"]))}
+            begun = kept["searches"].get(name, {}).get("trials") or self.runs.room.folders(f"search/{name}")
+            now, before = self._asked(model, data, method), kept["asked"].get(name, {}) if begun else {}
+            if before:
+                before = {**before, "sections": _said(filled(before["sections"]))}
                 if before.get("model") and before["model"] == now["model"]:  # the same, wherever it lies by now
                     before["sections"]["model"] |= {"name": now["sections"]["model"]["name"]}
             if changed := [key for key in before if before[key] != now[key]]:

@@ -81,9 +81,8 @@ class _Teams:
     def _serve(self) -> None:
         """One team: the warm-up where it is due, then rounds up to the end, or to one that needs other ranks."""
         progress = self.progress
-        if (
-            self.record.exists and self._ended()
-        ):  # before there are ranks that would take the memory of another driver's
+        # Before there are ranks that would take the memory of another driver's.
+        if self.record.exists and self._ended():
             return
         seat, source = self._on_what_it_began(progress.seat(progress.next)), progress.source
         with self.launch(seat, source, progress.console) as team:

@@ -1,14 +1,18 @@
 """A comparison made by several processes beside each other is the one that a single driver makes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
+from dft_cluster.runs.alone import alone
+from dft_cluster.runs.storage import Storage
 from tests.integration import comparisons
 from tests.integration.comparisons import Launches
+from tests.integration.runs import silent
 
 
 def test_runs_beside_each_other_leave_nothing_to_do(tiny_model: Path, tmp_path: Path) -> None:
@@ -19,20 +23,24 @@ def test_runs_beside_each_other_leave_nothing_to_do(tiny_model: Path, tmp_path: 
     file = tmp_path / "comparison.yaml"
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
 
+    command = [sys.executable, "-m", "benchmarks.beside", str(file), "--at-once", "2"]
+
     def beside(*more: str) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.beside", str(file), "--at-once", "2", *more],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
         return [line.split("] ", 1)[1].split(" {")[0] for line in done.stdout.splitlines() if line.startswith("[ ")]
 
+    room = tmp_path / "runs" / "both"
+    room.mkdir(parents=True)
+    with alone(Storage(str(room)), silent):
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"process {os.getpid()} of" in refused.stderr
     [warm, cell] = beside("--only", "dft")
     assert warm.startswith("warm ('tiny', 'places', 0)")
     assert cell.startswith("cell ('tiny', 'places', 'dft', 0)")
     *_, search, last = beside("--tables")
     assert search.startswith("search ('tiny', 'places', 'full')")
     assert last.startswith("cell ('tiny', 'places', 'full', 0)")
-    assert (tmp_path / "runs" / "both" / "comparison.md").exists()
+    assert (room / "comparison.md").exists()
     launches = Launches()
     found = comparisons.run(tree, launches)
     assert launches.runs == []

@@ -23,10 +23,13 @@ from dft_cluster.comparison.running import Runs
 from dft_cluster.comparison.settings import laid
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
+from dft_cluster.runs.alone import alone
 from dft_cluster.runs.console import Console
 from dft_cluster.runs.record import Record
+from dft_cluster.runs.storage import Storage
 from tests import tiny
 from tests.integration.comparisons import Json, Launches, cell, folder, run, small, touched, tracked
+from tests.integration.runs import silent
 from tests.integration.test_job import ROOT, running
 from tests.integration.test_job import wait_for as wait_for_words
 from tests.integration.test_lock import DRIVER, wait_for
@@ -117,6 +120,9 @@ def test_what_another_driver_did_until_the_folder_was_free_is_not_done_again(tre
         {"facts": 2, "trials": 1, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3]}}},
     )
     first: list[Json] = []
+    folder(tree).mkdir(parents=True)
+    with alone(Storage(str(folder(tree))), silent), pytest.raises(InputError, match="is at work in"):
+        run(tree, launches, search=search)
     found = run(tree, launches, before=lambda: first.append(run(tree, search=search)), search=search)
     assert [found] == first
     assert launches.runs == []

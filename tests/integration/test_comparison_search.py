@@ -106,6 +106,11 @@ def test_a_search_that_was_stopped_goes_on(tree: Json) -> None:
     begun.mkdir(parents=True)  # all that is left of a first trial that was killed
     with pytest.raises(InputError, match=r"search tiny\.places\.dft was begun with other over"):
         run(tree, search=other)
+    kept = json.loads((file := folder(tree) / "search.json").read_text())
+    file.write_text(json.dumps({**kept, "asked": {"tiny.places.full": kept["asked"]["tiny.places.full"]}}))
+    with pytest.raises(KeyboardInterrupt):  # one that was added since: nothing says how it was begun
+        run(tree, Launches(0, KeyboardInterrupt()), search=other)
+    file.write_text(json.dumps(kept))
     shutil.rmtree(begun)
     launches = Launches()
     # A search that was not begun may still be asked for otherwise.
