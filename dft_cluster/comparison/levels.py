@@ -118,11 +118,13 @@ def differences(
     met: Sequence[tuple[Point, Point]], redrawn: Sequence[tuple[Rounds, Rounds]], level: float
 ) -> tuple[dict[str, Difference], float]:
     """Ours minus theirs where both have the same reliability, averaged over the pairs of runs (seeds) that do; and the share of
-    the draws in which any pair does. `met` is what they have there as measured.
+    the draws in which any pair does. `met` is what these pairs have there as measured, `redrawn` their rounds in the draws.
 
     A paired bootstrap of that whole statistic: in every draw of the facts reliability is passed somewhere else, and some pairs
-    pass it no more. The interval holds the middle 95 % of the draws in which any does.
+    pass it no more. The interval holds the middle 95 % of the draws in which any does. A pair that does not as measured is in
+    neither: the mean and its interval are of the same runs.
     """
+    assert len(met) == len(redrawn)
     passing = [(ours, theirs, *both_at(ours, theirs, level)) for ours, theirs in redrawn]
     compared = np.array([(mine.after > 0) & (other.after > 0) for _, _, mine, other in passing]).any(0)
     found = {}

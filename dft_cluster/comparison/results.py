@@ -72,14 +72,29 @@ class Row:
         return self.status == "finished"
 
 
-def gather(settings: CompareSettings, splits: Mapping[str, Split], rows: Sequence[Row], search: Json) -> Json:
-    """Everything that the comparison says, as plain JSON values."""
+def gather(
+    settings: CompareSettings,
+    splits: Mapping[str, Split],
+    rows: Sequence[Row],
+    search: Json,
+    known: dict[Any, tuple[Json, list[Json]]] | None = None,
+) -> Json:
+    """Everything that the comparison says, as plain JSON values. `known` keeps what was bootstrapped, for the next call: of a
+    large table it takes minutes, and a cell that finishes changes little of it."""
+    known = {} if known is None else known
     groups = {
         (model, data, method): [
             row for row in rows if (row.cell.model, row.cell.data, row.cell.method) == (model, data, method)
         ]
         for model, data, method in product(settings.models, settings.data, settings.methods)
     }
+    compared = {}
+    for key, group in groups.items():
+        reference = groups[*key[:2], settings.compared_with]
+        which = (key, *(row.cell for row in (*group, *reference) if row.finished))
+        if which not in known:
+            known[which] = (_differences(settings, key, groups), list(_levels(settings, key, groups)))
+        compared[key] = known[which]
     means = {key: mean_trajectory([row.points for row in group if row.finished]) for key, group in groups.items()}
     return {
         "name": settings.run.name,
@@ -93,8 +108,8 @@ def gather(settings: CompareSettings, splits: Mapping[str, Split], rows: Sequenc
         "records": {label: _records(settings, label, parted) for label, parted in splits.items()},
         "settings": settings.model_dump(mode="json"),
         "search": search,
-        "summary": [_summary(settings, key, groups) for key in groups],
-        "levels": [one for key in groups for one in _levels(settings, key, groups)],
+        "summary": [_summary(key, group) | {"differences": compared[key][0]} for key, group in groups.items()],
+        "levels": [one for _, levels in compared.values() for one in levels],
         "trajectories": [
             {**_labels(key), "points": [{**asdict(point), "quality": point.quality} for point in points]}
             for key, points in means.items()
@@ -123,10 +138,8 @@ def _records(settings: CompareSettings, label: str, parted: Split) -> Json:
     }
 
 
-def _summary(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]]) -> Json:
-    rows = groups[key]
+def _summary(key: Key, rows: Sequence[Row]) -> Json:
     done = [row for row in rows if row.finished]
-    reference = (key[0], key[1], settings.compared_with)
     return {
         **_labels(key),
         "finished": len(done),
@@ -135,7 +148,6 @@ def _summary(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]
         "protocols": _protocols(done),
         "figures": {name: asdict(s) for name in FIGURES if (s := spread(figure(row.final, name) for row in done))},
         "costs": {name: asdict(s) for name in COSTS if (s := spread(row.cost[name] for row in done))},
-        "differences": {} if key == reference else _differences(done, groups[reference], settings.draws),
     }
 
 
@@ -150,9 +162,12 @@ def _protocols(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(tags))
 
 
-def _differences(rows: Sequence[Row], reference: Sequence[Row], draws: int) -> Json:
+def _differences(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]]) -> Json:
     """By figure, the bootstrapped difference to the reference; nothing where runs kept no outcomes fact by fact."""
-    ours, theirs = ({name: _by_seed(side, name) for name in (*METRICS, *LIKELIER)} for side in (rows, reference))
+    other, draws = (*key[:2], settings.compared_with), settings.draws
+    if key == other:
+        return {}
+    ours, theirs = ({n: _by_seed(groups[side], n) for n in (*METRICS, *LIKELIER)} for side in (key, other))
     found = {
         f"{metric}.{kind}": difference(ours[metric], theirs[metric], column, draws)
         for (column, kind), metric in product(enumerate(KINDS, 1), METRICS)
@@ -180,19 +195,23 @@ def _levels(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]]
     other = (*key[:2], settings.compared_with)
     others = {row.cell.seed: row for row in groups[other] if row.finished and row.points} if key != other else {}
     pairs = [(row, others[row.cell.seed]) for row in done if row.cell.seed in others]
-    redrawn = _redrawn(settings, pairs)
+    redrawn = [_redrawn(settings, pair) for pair in pairs]
     for level in settings.levels:
         passed = [one for row in done if (one := at_level(row.points, level)) is not None]
         means = {name: spread(getattr(one, name) for one in passed) for name in (*METRICS, "cost")}
-        met = [both for ours, theirs in pairs if (both := at_equal(ours.points, theirs.points, level)) is not None]
+        there = [at_equal(ours.points, theirs.points, level) for ours, theirs in pairs]
+        met = [both for both in there if both is not None]
+        drawn = [sides for both, sides in zip(there, redrawn, strict=True) if both is not None and sides is not None]
         cost, reference = (sum(both[side].cost for both in met) for side in (0, 1))
-        gained, share = differences(met, redrawn, level) if met and redrawn else ({}, None)
+        gained, share = differences(met, drawn, level) if met and len(drawn) == len(met) else ({}, None)
         yield {
             **_labels(key),
             "level": level,
             "passed": len(passed),
             "seeds": len(done),
             "from_the_start": bool(done) and all(row.points[0].reliability > level for row in done),
+            "compared": len(met),
+            "pairs": len(pairs),
             "compared_at": fmean(both[0].reliability for both in met) if met else None,
             "differences": {name: asdict(one) for name, one in gained.items()},
             "compared_share": share,
@@ -202,15 +221,11 @@ def _levels(settings: CompareSettings, key: Key, groups: Mapping[Key, list[Row]]
         }
 
 
-def _redrawn(settings: CompareSettings, pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Rounds, Rounds]]:
-    """Their rounds in draws of the facts; nothing where a run kept no outcomes, or there are not two facts to draw from."""
-    column, found = 1 + KINDS.index(settings.on), []
-    for pair in pairs:
-        ours, theirs = (Rounds.redrawn(row.points, row.by_round, column, settings.draws) for row in pair)
-        if ours is None or theirs is None or min(ours.facts, theirs.facts) < 2:
-            return []
-        found.append((ours, theirs))
-    return found
+def _redrawn(settings: CompareSettings, pair: tuple[Row, Row]) -> tuple[Rounds, Rounds] | None:
+    """Their rounds in draws of the facts; None where a run kept no outcomes, or there are not two facts to draw from."""
+    column = 1 + KINDS.index(settings.on)
+    ours, theirs = (Rounds.redrawn(row.points, row.by_round, column, settings.draws) for row in pair)
+    return None if ours is None or theirs is None or min(ours.facts, theirs.facts) < 2 else (ours, theirs)
 
 
 def _pareto(model: str, data: str, means: Mapping[Key, list[Point]]) -> list[Json]:

@@ -71,6 +71,7 @@ class Comparison:
         development = {label: parted.development for label, parted in self.splits.items()}
         self.searches = Searches(settings, settings.search, development, self.runs) if settings.search else None
         self.rows = {cell: Row(cell) for cell in self._cells()}
+        self._compared: dict[Any, tuple[Any, list[Any]]] = {}
 
     def _cells(self) -> Iterator[Cell]:
         """Seed by seed, so that a half-done comparison has every method."""
@@ -178,6 +179,6 @@ class Comparison:
 
     def write(self) -> dict[str, Any]:
         told = self.searches.told() if self.searches else {}
-        found = results.gather(self.settings, self.splits, list(self.rows.values()), told)
+        found = results.gather(self.settings, self.splits, list(self.rows.values()), told, self._compared)
         writing.write(self.room, found)
         return found

@@ -97,18 +97,18 @@ def _likelihood(found: Json, model: str) -> Table:
 
 def _differences(found: Json, model: str, kind: str) -> Table:
     def cells(one: Json) -> list[str]:
-        return [interval(one["differences"].get(f"{metric}.{kind}")) for metric in METRICS]
+        return _intervals([one["differences"].get(f"{metric}.{kind}") for metric in METRICS])
 
-    columns = [(data, name) for data in found["data"] for name in METRICS]
+    columns = [(data, name) for data in found["data"] for name in ("seeds", *METRICS)]
     title = f"Difference to {found['reference']}, {kind} match"
     return Table(f"differences-{kind}", title, _bootstrapped(found), columns, _by_method(found, model, cells))
 
 
 def _likelihood_differences(found: Json, model: str) -> Table:
     def cells(one: Json) -> list[str]:
-        return [interval(one["differences"].get(f"likelihood.{name}")) for name in SCORES]
+        return _intervals([one["differences"].get(f"likelihood.{name}") for name in SCORES])
 
-    columns = [(data, name) for data in found["data"] for name in SCORES]
+    columns = [(data, name) for data in found["data"] for name in ("seeds", *SCORES)]
     note = (
         f"{_bootstrapped(found)}; S: that of each run, from its ES, PS and NS over the same drawn facts; {NOTHING}: its runs "
         "kept no outcomes probe by probe"
@@ -120,8 +120,14 @@ def _likelihood_differences(found: Json, model: str) -> Table:
 def _bootstrapped(found: Json) -> str:
     return (
         f"points above {found['reference']}, with 95 % intervals: paired bootstrap over facts, {found['draws']} draws, "
-        "seeds averaged"
+        "averaged over the seeds that both have"
     )
+
+
+def _intervals(differences: Sequence[Json | None]) -> list[str]:
+    """How many seeds both have, and the differences."""
+    seeds = next((str(one["seeds"]) for one in differences if one), NOTHING)
+    return [seeds, *map(interval, differences)]
 
 
 def _seconds(found: Json, model: str) -> Table:
@@ -140,8 +146,6 @@ def _levels(found: Json, model: str, data: str) -> Table:
         for level in levels:
             [one] = of(found, "levels", model=model, data=data, method=method, level=level)
             row += [plus_minus(one[name]) for name in (*METRICS, "cost")]
-            if one["reference_cost_ratio"] is not None and method != found["reference"]:
-                row[-1] += f" (×{one['reference_cost_ratio']:.2f})"
             if not one["passed"]:
                 row[-4] = _not_passed(one)
             elif one["passed"] < one["seeds"]:
@@ -149,32 +153,44 @@ def _levels(found: Json, model: str, data: str) -> Table:
         rows.append(row)
     note = (
         f"{found['on']} match; on the straight line between the first two measured rounds that bracket the reliability, "
-        f"seed by seed (a first round that passes it counts as it is, above the level); never extrapolated; in brackets how "
-        f"many times the device-seconds {found['reference']} takes to the same reliability, as in the differences below"
+        f"seed by seed (a first round that passes it counts as it is, above the level); never extrapolated"
     )
     return Table(f"levels-{data}", f"At equal reliability, {data}", note, columns, rows)
 
 
 def _level_differences(found: Json, model: str, data: str) -> Table:
     levels = sorted({one["level"] for one in found["levels"]})
-    columns = [(f"reliability {level:g} %", name) for level in levels for name in ("at", *METRICS[1:])]
+    columns = [(f"reliability {level:g} %", name) for level in levels for name in ("at", *METRICS[1:], "cost")]
     rows = []
     for method in found["methods"]:
         row = [method]
         for level in levels:
             [one] = of(found, "levels", model=model, data=data, method=method, level=level)
-            share = one["compared_share"]
-            where = decimals(one["compared_at"]) + (f" ({share:.0%} of draws)" if share not in (None, 1.0) else "")
-            row += [where, *(interval(one["differences"].get(metric)) for metric in METRICS[1:])]
+            gains = [interval(one["differences"].get(metric)) for metric in METRICS[1:]]
+            cost = one["reference_cost_ratio"] if method != found["reference"] else None
+            row += [_compared_at(one), *gains, NOTHING if cost is None else f"×{cost:.2f}"]
         rows.append(row)
     note = (
         f"points above {found['reference']} ({found['on']} match) where both have the same reliability, with 95 % intervals: "
         f"paired bootstrap over facts, {found['draws']} draws, in each of which the way to it is found anew, seeds averaged; at: "
         f"that reliability, above the level where one of the two passes it in its first round, which counts as it is; in "
-        f"brackets: in how many draws both pass one, where not in all"
+        f"brackets: how many of the seeds that both have, and in how many draws, both pass one, where not all; "
+        f"cost: how many times the device-seconds of these {found['reference']} takes to it"
     )
     title = f"Difference to {found['reference']} at equal reliability, {data}"
     return Table(f"level-differences-{data}", title, note, columns, rows)
+
+
+def _compared_at(one: Json) -> str:
+    """Where two methods are compared, and how much of what was measured says so."""
+    if one["compared_at"] is None:
+        return NOTHING
+    seeds, share = one["compared"], one["compared_share"]
+    some = [
+        *([f"{seeds} of {one['pairs']} seeds"] if seeds < one["pairs"] else []),
+        *([f"{share:.0%} of draws"] if share not in (None, 1.0) else []),
+    ]
+    return decimals(one["compared_at"]) + (f" ({', '.join(some)})" if some else "")
 
 
 def _not_passed(one: Json) -> str:

@@ -81,8 +81,9 @@ def run(reliability, others):
 
 def compared(pairs, level):
     """Of pairs of runs."""
-    met = [both for (ours, _), (theirs, _) in pairs if (both := at_equal(ours, theirs, level)) is not None]
-    return differences(met, [(ours, theirs) for (_, ours), (_, theirs) in pairs], level)
+    there = [(at_equal(ours, theirs, level), (mine, other)) for (ours, mine), (theirs, other) in pairs]
+    met = [one for one in there if one[0] is not None]
+    return differences([both for both, _ in met], [drawn for _, drawn in met], level)
 
 
 def test_draws_find_the_way_to_a_level_anew():

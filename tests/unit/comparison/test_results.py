@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 
+from dft_cluster.comparison import results
 from dft_cluster.comparison.loading import checked
 from dft_cluster.comparison.page import render
 from dft_cluster.comparison.results import Cell, Row, gather, of
@@ -75,8 +76,26 @@ def test_means_and_deviations_over_seeds():
 
 
 def test_differences_to_the_reference():
-    assert table("differences-token")["full"] == ["-10.0 [-10.0, -10.0]"] * 6
-    assert table("differences-token")["dft"] == ["–"] * 6
+    assert table("differences-token")["full"] == ["2", *["-10.0 [-10.0, -10.0]"] * 3] * 2
+    assert table("differences-token")["dft"] == ["–"] * 8
+
+
+def test_a_cell_that_finishes_has_its_own_differences_bootstrapped_alone(monkeypatch):
+    asked, levels = [], results._levels
+
+    def asking(settings, key, groups):
+        asked.append(key)
+        return levels(settings, key, groups)
+
+    monkeypatch.setattr(results, "_levels", asking)
+    rows = [row(method, "one", 0, value) for method, value in (("dft", 90.0), ("full", 80.0))]
+    known = {}
+    for more, anew in (([], 6), ([], 0), ([row("late", "one", 0, 70.0)], 1), ([row("dft", "one", 1, 90.0)], 3)):
+        asked.clear()
+        rows += more
+        told = gather(SETTINGS, SPLITS, rows, {}, known)
+        assert len(asked) == anew, more
+        assert told == gather(SETTINGS, SPLITS, rows, {})
 
 
 def test_differences_by_likelihood_and_runs_that_kept_none():
@@ -96,12 +115,12 @@ def test_differences_by_likelihood_and_runs_that_kept_none():
     ]
     [one] = [t for t in tables(gather(SETTINGS, SPLITS, rows, {}), "m") if t.name == "differences-likelihood"]
     lines = {line[0]: list(line[1:]) for line in one.rows}
-    assert [name for _, name in one.columns] == ["ES", "PS", "NS", "S"] * 2
+    assert [name for _, name in one.columns] == ["seeds", "ES", "PS", "NS", "S"] * 2
     # S: 3 / (1/1 + 1/1 + 1/0.5) above nothing; nothing where fact 0 is drawn twice, 100 where fact 1 is.
-    assert lines["full"][:4] == [
-        "+0.0 [+0.0, +0.0]", "+100.0 [+100.0, +100.0]", "+0.0 [-100.0, +100.0]", "+75.0 [+0.0, +100.0]",
+    assert lines["full"][:5] == [
+        "1", "+0.0 [+0.0, +0.0]", "+100.0 [+100.0, +100.0]", "+0.0 [-100.0, +100.0]", "+75.0 [+0.0, +100.0]",
     ]  # fmt: skip
-    assert lines["dft"] == lines["late"] == ["–"] * 8, "the reference, and runs without outcomes by likelihood"
+    assert lines["dft"] == lines["late"] == ["–"] * 10, "the reference, and runs without outcomes by likelihood"
     assert "differences-likelihood" not in [table.name for table in tables(found(), "m")]
 
 
@@ -117,11 +136,26 @@ def test_equal_reliability():
     assert line[4] == "not reached (top 92.0)"
     full = table("levels-one")["full"]
     # To 90 and 92, half-way through its second round, full takes 160 and 164 device-seconds, and dft 90 and 92.
-    assert full[:4] == [*["81.0 ± 1.4"] * 3, f"81.0 ± 1.4 (×{182 / 324:.2f})"]
+    assert full[:4] == ["81.0 ± 1.4"] * 4
     assert table("levels-one")["late"] == ["–"] * 8
     differences = table("level-differences-one")
-    assert differences["full"] == ["91.0", "-20.0 [-20.0, -20.0]", "-30.0 [-30.0, -30.0]", *["–"] * 3]
-    assert differences["dft"] == differences["late"] == ["–"] * 6
+    assert differences["full"] == [
+        "91.0", "-20.0 [-20.0, -20.0]", "-30.0 [-30.0, -30.0]", f"×{182 / 324:.2f}", *["–"] * 4,
+    ]  # fmt: skip
+    assert differences["dft"] == differences["late"] == ["–"] * 8
+
+
+def test_equal_reliability_says_how_many_seeds_have_it():
+    cells = (("dft", 0, 90.0), ("dft", 1, 92.0), ("full", 0, 80.0), ("full", 1, 60.0))
+    rows = [row(method, "one", seed, value) for method, seed, value in cells]
+    # In a draw of the first fact alone it would be beyond 92: that says nothing of a mean in which it has no part.
+    rows[-1].by_round["reliability"][2] = [[0, 1.0, 1], [1, 0.6, 0]]
+    [one] = [
+        table for table in tables(gather(SETTINGS, SPLITS, rows, {}), "m") if table.name == "level-differences-one"
+    ]
+    lines = {line[0]: list(line[1:]) for line in one.rows}
+    # In seed 1 plain fine-tuning ends at 80: below 92, which dft has after its first round.
+    assert lines["full"][:2] == ["90.0 (1 of 2 seeds)", "-20.0 [-20.0, -20.0]"]
 
 
 def test_runs_without_outcomes_or_of_one_fact_have_no_interval_at_equal_reliability():
