@@ -8,7 +8,7 @@ from typing import Any
 from dft_cluster.cluster import secrets
 from dft_cluster.cluster.command import FAILED, OK, absolute, checked, parser, watched
 from dft_cluster.comparison.loading import load
-from dft_cluster.comparison.settings import CompareSettings, config_of, dotted, laid, sections
+from dft_cluster.comparison.settings import CompareSettings, config_of, dotted, laid, sections, settings_to_try
 from dft_cluster.comparison.split import Split
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
@@ -74,7 +74,6 @@ def _unprepared(settings: CompareSettings, splits: Mapping[str, Split]) -> Itera
 
 def _searched(settings: CompareSettings, method: str) -> Iterator[dict[str, Any]]:
     """What a search will try of a method, or of the one that it is `like`."""
-    from dft_cluster.comparison.search import settings_to_try
 
     search = settings.search
     if search is not None and (over := search.over.get(search.like.get(method, method))):

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections
+from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections, settings_to_try
 from dft_cluster.config_file import parse, validate
 from dft_cluster.errors import InputError
 
@@ -26,7 +26,8 @@ OWN = {
 }
 """Keys that stand nowhere: the comparison sets them."""
 SEARCHED = {
-    f"converge.{key}": "with a search no run ends by what the reported facts say" for key in ("reliability", "patience")
+    f"converge.{key}": "with a search no run ends by what the reported facts say"
+    for key in ("reliability", "patience", "min_gain")
 }
 """Keys that stand nowhere beside a search."""
 SAME = {
@@ -178,7 +179,9 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
                 continue
             for value in tried:
                 tree = laid(sections(settings, model, data, label), dotted({name: value}))
-                yield from (f"search.over.{label}: {problem}" for problem in _wrong(tree) if problem not in known)
+                known |= set(found := [problem for problem in _wrong(tree) if problem not in known])
+                yield from (f"search.over.{label}: {problem}" for problem in found)
+        yield from _together(settings, search, label, known)
     for label, other in search.like.items():
         if label not in settings.methods or label in search.over:
             yield f"search.like.{label}: must be one of the methods that search.over does not hold"
@@ -186,6 +189,16 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
             yield f"search.like.{label}: {other!r} is none of those that are searched ({', '.join(search.over)})"
         elif {label, other} <= settings.methods.keys():
             yield from _like(settings, label, other, search.over[other])
+
+
+def _together(settings: CompareSettings, search: SearchSettings, label: str, known: set[str]) -> Iterator[str]:
+    """What values that are sound one by one make of each other."""
+    for model, data in product(settings.models, settings.data):
+        tree = sections(settings, model, data, label)
+        for setting in settings_to_try(search, search.over[label]):
+            found = [problem for problem in _wrong(laid(tree, dotted(setting))) if problem not in known]
+            known |= set(found)
+            yield from (f"search.over.{label}: {setting}: {problem}" for problem in found)
 
 
 def _like(settings: CompareSettings, label: str, other: str, chosen_too: Iterable[str]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What a finished run of a comparison says: its figures, its costs, its trajectory, its outcome fact by fact."""
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def costs(record: Record, scratch: Path) -> Json:
         return dict(storage.read_json(COSTS))
     assert record.result is not None
     useful = [line for line in record.rounds if line["round"] <= record.result["best_round"]]
-    patch = inspect(storage.fetch("patch.safetensors", scratch / record.config.run.name))
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:  # out of a bucket it may be large
+        patch = inspect(storage.fetch("patch.safetensors", Path(folder)))
     found = {
         "device_seconds": sum(worked(line) * ranks(line) for line in useful),
         "work_seconds": sum(worked(line) for line in useful),

@@ -135,7 +135,7 @@ class Comparison:
     def run(self, cell: Cell) -> Row:
         facts, labels = self.splits[cell.data].reported, (cell.model, cell.data, cell.method)
         if self.searches is not None and not self.searches.done(*labels):
-            reason = f"its search came to no setting: {self.searches.failure(*labels)}"
+            reason = f"its search has not ended: {self.searches.failure(*labels)}"
             self.console.say(f"{cell.name} failed: {reason}")
             return Row(cell, "failed", reason)
         try:

@@ -6,22 +6,20 @@ Talwalkar 2016, with a share that ends by time as well). How many rounds a metho
 what a trial measured after each of its rounds. The reported facts are no argument of anything here.
 """
 
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from dft_cluster.comparison.settings import SearchSettings
+from dft_cluster.comparison.settings import SearchSettings, Setting, settings_to_try
 from dft_cluster.comparison.statistics import harmonic
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact
 from dft_cluster.methods.job import RunFailedError
 
-Setting = dict[str, Any]
 Measured = dict[int, dict[str, float]]
 """By round: reliability, generality, locality (token)."""
 KEEP = 3  # one of so many goes on to the next rung
+TRIES = 3  # of one trial, before what may have been the machines is taken for the setting
 
 
 @dataclass
@@ -39,7 +37,8 @@ class Trial:
     reason: str = ""
     """Why it failed."""
     passing: bool = False
-    """Whether that may have had to do with the machines, and not with the setting."""
+    """Whether that may have had to do with the machines, and not with the setting: the next start makes it anew."""
+    tries: int = 1
 
 
 @dataclass
@@ -48,13 +47,14 @@ class Search:
 
     trials: list[Trial] = field(default_factory=list)
     chosen: Setting | None = None
-    """None where every setting was refused: the method is run as it is configured; and as long as all trials met with trouble
-    that may pass: the method is not run until one has come to an end."""
+    """None where every setting was refused: the method is run as it is configured."""
     ended: str = ""
+    """Why there is nothing left to try; the method is not run before."""
 
     @property
     def spent(self) -> float:
-        return sum(trial.device_seconds for trial in self.trials)
+        """Of the share. What the machines are to blame for is no part of it."""
+        return sum(trial.device_seconds for trial in self.trials if not trial.passing)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "device_seconds": self.spent}
@@ -94,14 +94,6 @@ def better(search: SearchSettings, token: Mapping[str, float]) -> tuple[float, .
     return (1.0, balance) if enough else (0.0, token["reliability"])
 
 
-def settings_to_try(search: SearchSettings, values: Mapping[str, Sequence[Any]]) -> list[Setting]:
-    """The whole grid where it is small enough, else as many of its settings as there are trials, drawn without repeats."""
-    grid = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
-    if len(grid) <= search.trials:
-        return grid
-    return [grid[place] for place in sorted(random.Random(search.seed).sample(range(len(grid)), search.trials))]
-
-
 def rungs(settings: int, facts: int, most: int | None = None) -> list[tuple[int, int]]:
     """(settings, facts) of every rung: each has a third of the settings and three times the facts of the one before."""
     counts = [settings]
@@ -120,34 +112,38 @@ def halve(
 ) -> Search:
     """Fills `found`, which may hold trials of an earlier start; `kept` is called after every trial.
 
-    A trial that, at the pace of those before it, would go beyond the share is not begun; the first one always is. Trials that
-    failed for a reason that may have passed are made anew; a search in which nothing else came of any has not ended.
+    A trial that, at the pace of those before it, would go beyond the share is not begun; the first one always is. One that
+    failed for a reason that may have passed is made anew by the next start, up to three times in all: no rung is left before
+    it, and the search has not ended.
     """
     if not development:
         raise InputError("search: there are no development facts; right would be a smaller report.facts, or more data")
     tried = settings_to_try(search, values)
-    found.trials = [trial for trial in found.trials if not trial.passing]
     done = {(trial.number, trial.facts): trial for trial in found.trials}
     order = list(range(len(tried)))
     ended = "all rungs done"
     for count, size in rungs(len(tried), len(development), search.rungs):
         order = order[:count]
         for number in order:
-            if (number, size) in done:
+            before = done.get((number, size))
+            if before is not None and not before.passing:
                 continue
-            if found.trials and found.spent + _pace(number, found.trials) * size > search.device_seconds:
+            if found.spent and found.spent + _pace(number, found.trials) * size > search.device_seconds:
                 ended = f"the share of {search.device_seconds:g} device-seconds is used up"
                 break
-            trial = done[number, size] = _try(search, number, tried[number], development[:size], measure)
+            trial = _try(search, number, tried[number], development[:size], measure)
+            if before is not None:
+                found.trials.remove(before)
+                trial = _again(trial, before)
             found.trials.append(trial)
+            done[number, size] = trial
             kept()
         here = [number for number in order if (number, size) in done and done[number, size].token]
         order = sorted(here, key=lambda number: better(search, done[number, size].token), reverse=True)
-        if ended.startswith("the share"):
+        if ended.startswith("the share") or any(trial.passing for trial in found.trials):
             break
-    found.chosen = choose(search, found.trials)
-    if found.chosen or not any(trial.passing for trial in found.trials):
-        found.ended = ended
+    if ended.startswith("the share") or not any(trial.passing for trial in found.trials):
+        found.chosen, found.ended = choose(search, found.trials), ended
     kept()
     return found
 
@@ -162,10 +158,17 @@ def choose(search: SearchSettings, trials: Sequence[Trial]) -> Setting | None:
     return {**best.setting, "converge.keep": best.round}
 
 
+def _again(trial: Trial, before: Trial) -> Trial:
+    """A trial that was made anew: it has been tried once more, and what never passes is no matter of the machines."""
+    tries = before.tries + 1
+    return replace(trial, tries=tries, passing=trial.passing and tries < TRIES)
+
+
 def _pace(number: int, trials: Sequence[Trial]) -> float:
     """Device-seconds per fact that this setting took last, or the others on average."""
-    own = [trial for trial in trials if trial.number == number][-1:]
-    known = own or trials
+    sound = [trial for trial in trials if not trial.passing]
+    own = [trial for trial in sound if trial.number == number][-1:]
+    known = own or sound
     return sum(trial.device_seconds for trial in known) / sum(trial.facts for trial in known)
 
 

@@ -1,6 +1,8 @@
 """A comparison as one typed tree: models × data × methods × seeds, each combination an ordinary run. Imports no torch."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -18,6 +20,8 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Section = Annotated[dict[str, Any], BeforeValidator(_mapping)]
 Sections = Annotated[dict[str, Section], BeforeValidator(_mapping)]
 """Sections of a run's config, to be laid over others."""
+Setting = dict[str, Any]
+"""Values by dotted key."""
 Whole = Annotated[int, BeforeValidator(no_boolean), Field(ge=0)]
 Percent = Annotated[float, BeforeValidator(no_boolean), Field(gt=0, le=100)]
 
@@ -116,11 +120,19 @@ def laid(*trees: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def dotted(setting: Mapping[str, Any]) -> dict[str, Any]:
+def dotted(setting: Setting) -> dict[str, Any]:
     """`{"train.lr": 1e-5}` as sections."""
     return laid(
         *({section: {key: value}} for name, value in setting.items() for section, _, key in [name.partition(".")])
     )
+
+
+def settings_to_try(search: SearchSettings, values: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """The whole grid where it is small enough, else as many of its settings as there are trials, drawn without repeats."""
+    grid = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+    if len(grid) <= search.trials:
+        return grid
+    return [grid[place] for place in sorted(random.Random(search.seed).sample(range(len(grid)), search.trials))]
 
 
 def sections(settings: CompareSettings, model: str, data: str, method: str | None = None) -> dict[str, Any]:

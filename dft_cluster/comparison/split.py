@@ -1,7 +1,7 @@
 """Which facts are reported and which may be used to choose settings: never the same, nor about the same."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dft_cluster.comparison.settings import ReportSettings, SearchSettings
@@ -28,8 +28,8 @@ def split(
 ) -> Split:
     """The reported facts: the first `report.facts` with the probes asked for, or a seeded sample of them.
 
-    Development facts are drawn from those left over, without any that shares a prompt, a rephrase or its subject with
-    a reported one, here or in another data set (`elsewhere`).
+    Development facts are drawn from those left over, without any that shares a prompt of any kind or its subject with a
+    reported one, here or in another data set (`elsewhere`): what is asked of the reported facts has no part in a choice.
     """
     rich = [fact for fact in facts if len(fact.rephrases) >= report.rephrases and len(fact.locality) >= report.locality]
     notes = []
@@ -46,7 +46,7 @@ def split(
         return Split(reported, [], notes)
     taken = {fact.id for fact in reported}
     shown = [*reported, *elsewhere]
-    prompts = {plain(prompt) for fact in shown for prompt in (fact.prompt, *fact.rephrases)}
+    prompts = {prompt for fact in shown for prompt in _asked(fact)}
     subjects = {plain(fact.subject) for fact in shown if fact.subject}
     left = [fact for fact in rich if fact.id not in taken]
     apart = [fact for fact in left if not _shares(fact, prompts, subjects)]
@@ -65,6 +65,11 @@ def split(
     return Split(reported, drawn, notes)
 
 
+def _asked(fact: Fact) -> Iterator[str]:
+    """Everything that is asked of a fact."""
+    probes = (probe.prompt for probe in (*fact.locality, *fact.portability))
+    yield from map(plain, (fact.prompt, *fact.rephrases, *probes))
+
+
 def _shares(fact: Fact, prompts: set[str], subjects: set[str]) -> bool:
-    asked = any(plain(prompt) in prompts for prompt in (fact.prompt, *fact.rephrases))
-    return asked or (bool(fact.subject) and plain(fact.subject) in subjects)
+    return any(prompt in prompts for prompt in _asked(fact)) or (bool(fact.subject) and plain(fact.subject) in subjects)

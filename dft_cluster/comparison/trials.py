@@ -7,8 +7,8 @@ from typing import Any
 
 from dft_cluster.comparison import reading
 from dft_cluster.comparison.running import Runs
-from dft_cluster.comparison.search import Measured, Search, Setting, TrialFailedError, halve, rule
-from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections
+from dft_cluster.comparison.search import TRIES, Measured, Search, TrialFailedError, halve, rule
+from dft_cluster.comparison.settings import CompareSettings, SearchSettings, Setting, dotted, laid, sections
 from dft_cluster.config_file import validate
 from dft_cluster.facts.fact import Fact, fingerprint_of
 from dft_cluster.methods.job import RoundRefusedError
@@ -26,6 +26,7 @@ class Searches:
         self.settings, self.search, self.development, self.runs = settings, search, development, runs
         self.seed = settings.seeds[0]
         self.found = {name: Search() for name, *_ in self._each()}
+        self._others: dict[str, dict[str, Any]] = {"development": {}, "searches": {}, "asked": {}}
 
     def _each(self) -> Iterator[tuple[str, str, str, str]]:
         for model, data, method in product(self.settings.models, self.settings.data, self.search.over):
@@ -36,6 +37,7 @@ class Searches:
         if not self.runs.room.exists(FILE):
             return []
         kept = self.runs.room.read_json(FILE)
+        self._others = {part: kept[part] for part in self._others}
         problems = []
         for name, model, data, method in self._each():
             begun = kept["searches"].get(name, {}).get("trials") or self.runs.room.folders(f"search/{name}")
@@ -70,9 +72,12 @@ class Searches:
         return found is None or bool(found.ended)
 
     def failure(self, model: str, data: str, method: str) -> str:
-        """Why a search came to no setting."""
+        """Why a search has not ended."""
         found = self._of(model, data, method)
-        return next((trial.reason for trial in reversed(found.trials if found else []) if trial.reason), "")
+        lost = [trial for trial in (found.trials if found else []) if trial.passing]
+        return "; ".join(
+            f"trial {trial.number} failed {trial.tries} of {TRIES} times: {trial.reason}" for trial in lost[:1]
+        )
 
     def chosen(self, model: str, data: str, method: str) -> Setting:
         """What the search of this method (or of the one it is `like`) chose; nothing for one that is not searched."""
@@ -109,8 +114,11 @@ class Searches:
         }
 
     def keep(self) -> None:
-        asked = {name: self._asked(*labels) for name, *labels in self._each()}
-        self.runs.room.write_json(FILE, {**self.told(), "asked": asked})
+        """What an earlier start searched of other methods, models or data sets stays."""
+        told = {**self.told(), "asked": {name: self._asked(*labels) for name, *labels in self._each()}}
+        self.runs.room.write_json(
+            FILE, {**told, **{part: {**others, **told[part]} for part, others in self._others.items()}}
+        )
 
 
 def _said(tree: Mapping[str, Any]) -> dict[str, Any]:

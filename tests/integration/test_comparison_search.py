@@ -134,12 +134,29 @@ def test_a_search_whose_trials_all_met_with_trouble_is_made_again(tree: Json) ->
     search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
     found = run(tree, Troubled(), search=search)
     full, dft = (cell(found, f"tiny.places.{method}.0") for method in ("full", "dft"))
-    assert (full["status"], full["reason"]) == ("failed", "its search came to no setting: OSError: the disk is full")
+    told = "its search has not ended: trial 0 failed 1 of 3 times: OSError: the disk is full"
+    assert (full["status"], full["reason"]) == ("failed", told)
     assert dft["status"] == "finished"
     launches = Launches()
     again = run(tree, launches, search=search)
     assert launches.names == ["trial-000-2", "trial-001-2", "tiny.places.full.0"]
     assert cell(again, "tiny.places.full.0")["status"] == "finished"
+
+
+def test_the_searches_of_methods_that_are_left_out_stay(tree: Json) -> None:
+    over = {"dft": {"method.top": [0.1, 0.3]}, "full": {"train.lr": [1e-3, 2e-3]}}
+    search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": over}
+    found = run(tree, search=search)
+    kept = json.loads((folder(tree) / "search.json").read_text())
+    late = {"late": {"method": {"name": "full"}}}
+    run(tree, search={**search, "over": {"late": {"train.lr": [1e-3]}}}, methods=late)
+    later = json.loads((folder(tree) / "search.json").read_text())
+    assert later["searches"].keys() == {*kept["searches"], "tiny.places.late"}
+    assert {name: later["searches"][name] for name in kept["searches"]} == kept["searches"]
+    assert later["asked"].keys() == later["searches"].keys()
+    again = Launches()
+    assert run(tree, again, search=search)["search"] == found["search"]
+    assert again.runs == []
 
 
 def test_a_share_of_time_ends_a_search(tree: Json) -> None:

@@ -7,9 +7,8 @@ from dft_cluster.comparison.search import (
     halve,
     rule,
     rungs,
-    settings_to_try,
 )
-from dft_cluster.comparison.settings import SearchSettings
+from dft_cluster.comparison.settings import SearchSettings, settings_to_try
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact
 
@@ -138,12 +137,12 @@ def test_where_all_trials_fail_nothing_is_chosen():
     assert len(found.trials) == 9
 
 
-def test_a_failure_that_may_have_passed_is_tried_anew():
+def test_a_failure_that_may_have_passed_is_tried_anew_and_is_no_part_of_the_share():
     def fails(number, setting, facts):
-        raise TrialFailedError("no room", 1.0, passing=True)
+        raise TrialFailedError("no room", 1e9, passing=True)
 
     found = run(budget(), fails)
-    assert (found.chosen, found.ended, len(found.trials)) == (None, "", 9)
+    assert (found.chosen, found.ended, len(found.trials), found.spent) == (None, "", 9, 0.0)
     bench = Bench(balanced)
     again = run(budget(), bench, Search.from_json(found.to_json()))
     assert len(bench.asked) == 12
@@ -151,14 +150,24 @@ def test_a_failure_that_may_have_passed_is_tried_anew():
     assert again.spent == 9 * 15 + 3 * 45, "what is made anew costs its share once"
 
 
-def test_a_search_with_something_to_choose_ends_beside_failures_that_may_have_passed():
+def test_no_rung_is_left_before_a_failure_that_may_have_passed_until_it_is_taken_for_the_setting():
+    asked = []
+
     def fails(number, setting, facts):
+        asked.append(number)
         if setting["train.lr"] == 3:
-            raise TrialFailedError("no room", 1.0, passing=True)
+            raise TrialFailedError("no room", 50.0, passing=True)
         return {1: balanced(setting)}, 1.0
 
-    found = run(budget(), fails)
-    assert found.ended == "all rungs done"
+    found, search = Search(), budget(device_seconds=160.0)
+    for start, made in enumerate(([*range(9)], [6, 7, 8]), 1):
+        found = run(search, fails, Search.from_json(found.to_json()))
+        assert (asked, found.ended, found.chosen, found.spent) == (made, "", None, 6.0)
+        assert {trial.tries for trial in found.trials if trial.passing} == {start}
+        asked.clear()
+    found = run(search, fails, Search.from_json(found.to_json()))
+    assert asked == [6, 7, 8, 5, 2], "the third time is the last, and the rung ends"
+    assert found.ended == "the share of 160 device-seconds is used up"
     assert found.chosen == {"train.lr": 2, "method.top": 0.3, "converge.keep": 1}
 
 

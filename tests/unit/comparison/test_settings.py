@@ -216,8 +216,60 @@ def test_the_cells_of_the_small_table_have_settings_of_its_search(data):
         assert own == {section: chosen.methods["dft"][section] for section in own}
 
 
+REPORTED = {
+    "table1": ({"zsre": (0, 0), "counterfact": (2, 10)}, [0, 1, 2], [80, 90, 95, 99]),
+    "table2": ({"zsre": (0, 0)}, [0, 1, 2], [80, 90, 95, 99]),
+    "table3": ({"edits-1": 1, "edits-10": 10, "edits-100": 100}, [0], [95]),
+}
+MODELS = {
+    "table1": ["meta-llama/Llama-2-7b-hf", "huggyllama/llama-7b"],
+    "table2": ["bigscience/bloom-7b1"],
+    "table3": ["meta-llama/Llama-2-7b-hf"],
+}
+
+
+@pytest.mark.parametrize("table", REPORTED)
+@pytest.mark.parametrize("small", [True, False])
+def test_they_are_the_papers_tables(small, table):
+    settings = load(ROOT / "jobs" / "configs" / f"compare_{'smollm2_' if small else ''}{table}.yaml")
+    data, seeds, levels = REPORTED[table]
+    models = ["smollm2-135m"] if small else MODELS[table]
+    assert [validate(sections(settings, model, next(iter(data)))).model.name for model in settings.models] == models
+    for label in settings.data:
+        report, facts = (
+            settings.report_of(label),
+            validate(sections(settings, next(iter(settings.models)), label)).facts,
+        )
+        if table == "table3":
+            assert report.facts == data[label]
+        else:
+            assert (report.facts, (report.rephrases, report.locality)) == (100 if small else 1000, data[label])
+        counterfact = ("azhx/counterfact", None)
+        zsre = ("wangzn2001/Model_Editing_Hurt", "training-data/zsre_mend_train.json")
+        assert (facts.path, facts.file) == (counterfact if label == "counterfact" else zsre)
+    assert list(settings.data) == list(data)
+    assert (list(settings.seeds), list(settings.levels)) == (seeds, levels)
+    covariances = {
+        validate(sections(settings, model, label, method)).editing.covariance
+        for model in settings.models
+        for label in settings.data
+        for method in ("rome", "memit")
+    }
+    assert covariances == {"Salesforce/wikitext:wikitext-103-raw-v1"}
+
+
 def test_there_are_six_of_them():
     assert len(CONFIGS) == 6
+
+
+def test_values_that_no_config_allows_together_are_told_before_anything_starts():
+    over = {"dft.scales": [[], [1, 2]], "dft.rest": [0, 0.5], "method.top": [0.1, 0.2]}
+    checked({**TREE, "search": {"over": {"dft": {**over, "dft.rest": [0]}}}})
+    told = refused(search={"over": {"dft": over}})
+    assert told.startswith("my.yaml: 1 problem\n"), told
+    setting = "{'dft.scales': [1, 2], 'dft.rest': 0.5, 'method.top': 0.1}"
+    assert f"search.over.dft: {setting}: dft.rest, dft.outside: a line search" in told
+    checked({**TREE, "search": {"over": {"dft": over}, "trials": 1, "seed": 1}})  # none that is tried is such a one
 
 
 @pytest.mark.parametrize("module", ["loading", "run"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from dft_cluster.comparison.loading import checked
@@ -40,16 +42,20 @@ def test_development_facts_are_others_and_drawn_by_seed():
 
 def test_a_fact_about_a_reported_subject_or_prompt_is_no_development_fact():
     reported = facts(3)
+    reported[1] = replace(reported[1], locality=(Probe("Who is near 1?", "a"),))
     shared = [
         Fact("subject", "Who is s1?", "a", "b", subject="s1 "),
         Fact("prompt", "WHERE is  0?", "a", "b"),
         Fact("rephrased", "Something else?", "a", "b", rephrases=("Where is 2?",)),
-        Fact("apart", "Something of its own?", "a", "b"),
+        Fact("beside", "What else?", "a", "b", locality=(Probe("Who is near 1?", "a"),)),
+        Fact("behind", "What then?", "a", "b", portability=(Probe("who is  NEAR 1?", "a"),)),
+        Fact("taught", "Who is near 1?", "a", "b"),
+        Fact("apart", "Something of its own?", "a", "b", locality=(Probe("Who is far?", "a"),)),
         Fact("no subject", "Something without one?", "a", "b", subject=""),
     ]
     found = split([*reported, *shared], ReportSettings(facts=3), search())
     assert sorted(ids(found.development)) == ["apart", "no subject"]
-    assert any("3 facts are kept from the search" in note for note in found.notes)
+    assert any("6 facts are kept from the search" in note for note in found.notes)
     assert any("2 development facts where 10" in note for note in found.notes)
 
 
