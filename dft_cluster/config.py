@@ -125,7 +125,7 @@ class LoraSettings(_Section):
 
 class FtCSettings(_Section):
     epsilon: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 5e-4
-    """No weight moves further than this from where the run began."""
+    """No fp32 master moves further than this from where the run began."""
 
 
 class FLearningSettings(_Section):

@@ -3,7 +3,8 @@
     min L(θ)  such that  ‖θ − θ₀‖_∞ ≤ ε
 
 on all weights, or on the MLP down-projections of `method.layers` alone (ROME and MEMIT compare with one layer, ε = 5e-4 and
-5e-5). The bound is on the fp32 masters.
+5e-5). The bound is on the fp32 masters: rounded to the file's dtype, a weight may lie up to half a unit in its last place
+outside, or stay as it was.
 """
 
 from collections.abc import Sequence
