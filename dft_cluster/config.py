@@ -154,7 +154,7 @@ class EditingSettings(_Section):
     lr: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] = 0.5
     """Adam's learning rate on a value."""
     weight_decay: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 1.5e-3
-    """Weight of the value's relative squared norm in its loss."""
+    """Weight of ‖δ‖ / ‖h‖² in a value's loss: the norm of its change over the squared norm of what was there."""
     kl: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 0.0625
     """Weight of the KL divergence at the prompt "{subject} is a"."""
     clamp: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] | None = None
