@@ -23,7 +23,7 @@ class FLearning(OfTheWhole):
         return "lora" if chosen == "lora" else "none"
 
     def check(self, job: Job) -> None:
-        refuse_schedule(job)
+        refuse_schedule(job, first=FORGETS + 1)
         if job.config.train.adapter != "none":
             raise InputError(
                 "train.adapter: f_learning has a setting for each of its halves; right would be none, with "

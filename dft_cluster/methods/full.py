@@ -26,10 +26,11 @@ def go_on(team: Team, job: Job, number: int) -> Outcome:
     return Outcome({"new": new.losses}, {"new": new.tokens}, {"new": new.seconds}, holds=TRAINING)
 
 
-def refuse_schedule(job: Job) -> None:
+def refuse_schedule(job: Job, first: int = 1) -> None:
+    """The rounds from `first` on are one fine-tune, and a schedule ends with a round."""
     schedule, rounds = job.config.train.schedule, job.config.method.rounds
-    if schedule != "constant" and rounds > 1:
+    if schedule != "constant" and rounds > first:
         raise InputError(
-            f"train.schedule: {schedule} would begin anew in each of method.rounds={rounds} rounds of one "
-            "fine-tune; right would be constant, or method.rounds=1"
+            f"train.schedule: {schedule} would begin anew in each of rounds {first} to {rounds} (method.rounds), which are one "
+            f"fine-tune; right would be constant, or method.rounds={first}"
         )

@@ -269,6 +269,12 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
         ("ft_c", {"train": {"adapter": "lora"}}, "bounds the weights themselves"),
         ("f_learning", {"train": {"adapter": "lora"}}, "f_learning.forget=lora"),
         ("f_learning", {"method": {"rounds": 1}}, "at least 2"),
+        ("full", {"train": {"schedule": "linear"}}, "rounds 1 to 2 .* constant, or method.rounds=1"),
+        (
+            "f_learning",
+            {"method": {"rounds": 3}, "train": {"schedule": "cosine"}},
+            "rounds 2 to 3 .* or method.rounds=2",
+        ),
         ("new", {"dft": {"add": "difference"}}, "dft.mask is new"),
         ("by-new", {"dft": {"add": "difference"}}, "dft.by new"),
         ("random", {"dft": {"by": "new"}}, "dft.by: dft.mask=random is ranked by itself"),
@@ -286,3 +292,10 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
 def test_what_cannot_be(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, more: Tree, said: str) -> None:
     with pytest.raises(InputError, match=said):
         prepare(settings(tiny_model, tiny_facts, tmp_path, method, **more))
+
+
+@pytest.mark.parametrize(("method", "rounds"), [("full", 1), ("f_learning", 2)])
+def test_a_schedule_goes_with_one_round_of_learning(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, rounds: int
+) -> None:
+    prepare(settings(tiny_model, tiny_facts, tmp_path, method, method={"rounds": rounds}, train={"schedule": "linear"}))
