@@ -1,15 +1,31 @@
 """DFT's variants and controls in whole runs: which elements they choose, what they add there, the same bits everywhere."""
 
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dft_cluster.facts.layout import Example
 from dft_cluster.methods.prepare import prepare
 from dft_cluster.planning.plan import training_sets
+from dft_cluster.ranks.rank import Rank
 from tests.integration import runs
 from tests.integration.methods import METHODS, deltas, flat, one_round, settings, start_of, swapped, theta
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: tuple[int, ...], most: int, ends: tuple[int, ...]) -> list[int]:
+    """The argmax, one token after another."""
+    said: list[int] = []
+    while len(said) < most:
+        token = int(model(input_ids=torch.tensor([[*prompt, *said]]), use_cache=False).logits[0, -1].argmax())
+        if token in ends:
+            break
+        said.append(token)
+    return said
 
 
 def test_the_delicate_step_under_an_adapter_is_the_formula(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
@@ -162,6 +178,39 @@ def test_an_old_delta_used_again_is_that_of_the_round_before(
     old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full", train={"epochs": 1})) - zero
     assert (two != one).any()
     assert ((two - one)[two != one] * old[two != one] <= 0).all(), "round 2 conflicts with the delta of round 1"
+
+
+def test_renewed_old_answers_are_what_the_model_says_then(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old side's examples of each round, against greedy decoding by other hands of θ as the round before left it."""
+    taught: dict[int, list[Example]] = {}
+    tune = Rank.fine_tune
+
+    @wraps(tune)
+    def tuned(rank: Rank, examples: Any, pad: int, number: int, side: str, *rest: Any) -> Any:
+        if side == "old":
+            taught[number] = list(examples)
+        return tune(rank, examples, pad, number, side, *rest)
+
+    monkeypatch.setattr(Rank, "fine_tune", tuned)
+    chosen = settings(tiny_model, tiny_facts, tmp_path, "renew", evaluate={"max_new_tokens": 4})
+    record = runs.alone(chosen)
+    ready = prepare(chosen)
+    assert sorted(taught) == [1, 2]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    said: list[list[Example]] = []
+    for number in taught:
+        before = theta(record, tiny_model, number - 1)
+        for name, weight in model.named_parameters():
+            weight.data.copy_(before[name])
+        answers = [
+            ready.layout.line(greedy(model, ready.layout.prompt(f.prompt), 4, ready.layout.ends)) for f in ready.facts
+        ]
+        said.append([ready.layout.example(f.prompt, own or f.old) for f, own in zip(ready.facts, answers, strict=True)])
+        assert taught[number] == said[-1]
+        assert sum(own not in ("", f.old) for f, own in zip(ready.facts, answers, strict=True)) > len(answers) / 2
+    assert said[0] != said[1], "what the first round taught is said in the second"
 
 
 @pytest.mark.usefixtures("cluster")
