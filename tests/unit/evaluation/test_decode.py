@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dft_cluster.evaluation.decode import forced, greedy
+from dft_cluster.evaluation.decode import forced, greedy, sampled
 from dft_cluster.facts.layout import Example, Layout
 from tests import tiny
 
@@ -75,6 +75,62 @@ def test_what_the_models_folder_says_of_decoding_does_not_count(llama):
         llama.generation_config = type(own)(**habits)
         assert greedy(llama, PROMPTS, 0, CPU, 8, (), together=False) == plain
         assert llama.generation_config.repetition_penalty == 5.0
+    finally:
+        llama.generation_config = own
+
+
+@torch.no_grad()
+def chances(model, begun):
+    """p of every token to come next, by row."""
+    return model(input_ids=torch.tensor(begun), use_cache=False).logits[:, -1].double().softmax(-1)
+
+
+def unlike(tokens, chance):
+    """χ² of what was drawn, in standard deviations from what it is on average where the tokens do have these chances."""
+    tokens, possible = torch.tensor(tokens), chance > 0
+    seen = torch.bincount(tokens, minlength=len(chance))
+    assert int(seen[~possible].sum()) == 0
+    wanted = len(tokens) * chance[possible]
+    free = int(possible.sum()) - 1
+    return (float(((seen[possible] - wanted) ** 2 / wanted).sum()) - free) / (2 * free) ** 0.5
+
+
+def test_texts_are_drawn_with_the_models_own_chances(llama):
+    """Every token at temperature 1: so the mean −log p of the texts nears the entropy of what the model says."""
+    begun = PROMPTS[0]
+    texts = sampled(llama, [begun] * 8000, 0, CPU, 2, 1, None)
+    first = chances(llama, [begun])[0]
+    second = chances(llama, [(*begun, token) for token in range(len(first))])
+    assert abs(unlike([text[-2] for text in texts], first)) < 4
+    entropy = -(first * first.log()).sum() - (first[:, None] * second * second.log()).sum()
+    nll = [-float(first[one].log() + second[one, two].log()) for *_, one, two in texts]
+    assert sum(nll) / len(nll) == pytest.approx(float(entropy), abs=0.08)
+
+
+def test_texts_may_be_drawn_among_the_likeliest(llama):
+    """Their chances among each other stay."""
+    chance = chances(llama, [PROMPTS[0]])[0]
+    chance[chance < chance.sort(descending=True).values[4]] = 0
+    texts = sampled(llama, [PROMPTS[0]] * 2000, 0, CPU, 1, 1, 5)
+    assert abs(unlike([text[-1] for text in texts], chance / chance.sum())) < 4
+
+
+def test_a_text_goes_on_from_its_own_beginning_and_its_seed_says_how(llama):
+    texts = sampled(llama, PROMPTS, 0, CPU, 6, 1, None)
+    for text, begun in zip(texts, PROMPTS, strict=True):
+        assert text[: len(begun)] == begun and len(text) == len(begun) + 6
+    assert sampled(llama, PROMPTS, 0, CPU, 6, 1, None) == texts
+    assert sampled(llama, PROMPTS, 0, CPU, 6, 2, None) != texts
+
+
+def test_what_the_models_folder_says_of_drawing_does_not_count(llama):
+    plain = sampled(llama, PROMPTS, 0, CPU, 8, 1, None)
+    habits = {"do_sample": False, "temperature": 0.1, "top_k": 1, "top_p": 0.5, "min_p": 0.5, "repetition_penalty": 5.0,
+              "eos_token_id": plain[0][len(PROMPTS[0])]}  # fmt: skip
+    own = llama.generation_config
+    try:
+        llama.generation_config = type(own)(**habits)
+        assert sampled(llama, PROMPTS, 0, CPU, 8, 1, None) == plain
     finally:
         llama.generation_config = own
 
