@@ -94,6 +94,18 @@ def test_forgetting_takes_a_part_of_the_old_delta_away(
     assert record.rounds[2]["loss"].keys() == {"new"}
 
 
+def test_forgetting_takes_epochs_of_its_own(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """Three, beside the two that learning takes."""
+    own = {"scale": 0.2, "epochs": 3}
+    record = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "f_learning", f_learning=own))
+    forgetting, learning = record.rounds[1]["loss"]["old"], record.rounds[2]["loss"]["new"]
+    assert 2 * len(forgetting) == 3 * len(learning)
+    start = flat(start_of(tiny_model))
+    old = flat(one_round(tiny_model, swapped(tiny_facts, tmp_path), tmp_path, "full", train={"epochs": 3}))
+    forgot = flat(theta(record, tiny_model, 1))
+    torch.testing.assert_close(forgot, start - 0.2 * (old - start), rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("learn", ["full", "lora"])
 def test_learning_after_forgetting_is_plain_fine_tuning_from_there(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, learn: str, monkeypatch: pytest.MonkeyPatch
