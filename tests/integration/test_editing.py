@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dft_cluster.cluster.actors import ActorGroup
+from dft_cluster.editing import layers
 from dft_cluster.errors import InputError
 from dft_cluster.methods import rome
 from dft_cluster.methods.job import RoundRefusedError
@@ -47,21 +49,42 @@ def test_the_text_that_keys_are_measured_on_is_told_and_when_it_is_too_little(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_the_values_of_all_facts_are_sought_by_all_ranks(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_all_ranks_trace_and_seek_values_and_edit_the_layers_that_one_does(
+    tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares: list[list[int]] = []
-    start_each = ActorGroup.start_each
+    """Seven facts, so that one rank has nothing to trace in the end; in ten layers `auto` would take others."""
+    shares: dict[str, list[list[int]]] = {"trace": [], "seek_values": []}
+    effects: list[list[float]] = []
+    start_each, choose = ActorGroup.start_each, layers.by_effect
 
     def counted(group: ActorGroup, verb: Any, arguments: Any) -> Any:
-        if verb.__name__ == "seek_values":
-            shares.append([len(requests) for requests, *_ in arguments])
+        if verb.__name__ in shares:
+            shares[verb.__name__].append([len(given) for given, *_ in arguments])
         return start_each(group, verb, arguments)
 
+    def chosen(told: Sequence[float], *rest: Any) -> list[int]:
+        effects.append(list(told))
+        return choose(told, *rest)
+
     monkeypatch.setattr(ActorGroup, "start_each", counted)
-    pair = {"groups": 1, "ranks_per_group": 2, "threads": 1}
-    runs.on_cluster(settings(tiny_model, tiny_facts, tmp_path, "memit", cluster=pair))
-    assert shares == [[4, 4]], "eight facts"
+    monkeypatch.setattr(layers, "by_effect", chosen)
+    model = tiny.architecture("llama", tmp_path / "model", layers=10)
+    edited = []
+    for ranks in (1, 2):
+        config = settings(
+            model, tiny_facts, tmp_path, "memit", run={"name": f"ranks-{ranks}"}, facts={"limit": 7},
+            method={"name": "memit", "layers": "trace"}, cluster={"groups": 1, "ranks_per_group": ranks, "threads": 1},
+        )  # fmt: skip
+        record = (runs.alone if ranks == 1 else runs.on_cluster)(config)
+        before, after = theta(record, model, 0), theta(record, model, 1)
+        edited.append([name for name in before if (after[name] != before[name]).any()])
+    assert shares == {"trace": [[1, 1], [1, 1], [1, 1], [1, 0]], "seek_values": [[4, 3]]}
+    one, two = effects
+    assert len(one) == 10 and max(one) > 1e-3
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-6), "the same work, added up in another order"
+    best = one.index(max(one))
+    assert edited == [[f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(best - 2, best + 3)]] * 2
+    assert layers.by_rule(10, layers.SEVERAL)[0] != best - 2
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 1), ("bf16", 2)])
