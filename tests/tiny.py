@@ -68,7 +68,7 @@ def model(
     return folder
 
 
-ARCHITECTURES = ("llama", "gpt2", "gptj", "bloom", "mistral", "qwen2", "gpt_neox")
+ARCHITECTURES = ("llama", "gpt2", "gptj", "bloom", "mistral", "qwen2", "gpt_neox", "opt")
 
 
 def architecture(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, layers: int = 2) -> Path:
@@ -86,6 +86,7 @@ def architecture(name: str, folder: Path, *, dtype: torch.dtype = torch.float32,
         "mistral": gated,
         "qwen2": gated | {"tie_word_embeddings": True},
         "gpt_neox": {"intermediate_size": 64},
+        "opt": {"ffn_dim": 64, "max_position_embeddings": 128, "init_std": 0.2},
     }[name]
     config = AutoConfig.for_model(name, vocab_size=len(words), **size, **ends, **own)
     AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)

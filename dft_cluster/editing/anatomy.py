@@ -18,6 +18,16 @@ class _EnoughError(Exception):
     """Thrown to leave a forward pass once all is known; never leaves this module."""
 
 
+@dataclass
+class Caught:
+    """What went through a module in the last pass."""
+
+    taken: Tensor | None = None
+    given: Tensor | None = None
+    whole: bool = False
+    """Whether it gave a tuple, with `given` its first item."""
+
+
 class Anatomy:
     """Blocks, down-projections and head of a causal language model, as modules."""
 
@@ -30,9 +40,11 @@ class Anatomy:
         self.head: nn.Module | None = model.get_output_embeddings()
         self.device: torch.device = self.embedding.weight.device  # type: ignore[assignment]
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._tokens = torch.Size()  # [texts, width] of the last pass
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any = None, *, keep: bool = False) -> Any:
         """One pass; `cache` holds earlier tokens, `keep` asks for one of these."""
+        self._tokens = ids.shape
         places = {"position_ids": positions} if self._takes_positions else {}
         return self.model(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=keep or cache is not None, **places
@@ -95,38 +107,35 @@ class Anatomy:
             except _EnoughError:
                 return
 
+    @contextmanager
+    def catching(self, module: nn.Module) -> Iterator[Caught]:
+        """What goes through a module in `forward`, token by token."""
+        caught = Caught()
 
-@dataclass
-class Caught:
-    """What went through a module in the last pass."""
+        def see(_module: nn.Module, taken: tuple[Any, ...], output: Any) -> None:
+            caught.whole = isinstance(output, tuple)
+            caught.taken = self._by_text(taken[0]) if taken else None
+            caught.given = self._by_text(output[0] if caught.whole else output)
 
-    taken: Tensor | None = None
-    given: Tensor | None = None
-    whole: bool = False
-    """Whether it gave a tuple, with `given` its first item."""
+        with _hook(module.register_forward_hook(see)):
+            yield caught
 
+    @contextmanager
+    def changing(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Another output in the place of a module's own."""
 
-@contextmanager
-def catching(module: nn.Module) -> Iterator[Caught]:
-    caught = Caught()
+        def changed(states: Tensor) -> Tensor:
+            return change(self._by_text(states)).reshape(states.shape)
 
-    def see(_module: nn.Module, taken: tuple[Any, ...], output: Any) -> None:
-        caught.whole = isinstance(output, tuple)
-        caught.taken, caught.given = taken[0] if taken else None, output[0] if caught.whole else output
+        def put(_module: nn.Module, _taken: Any, output: Any) -> Any:
+            return (changed(output[0]), *output[1:]) if isinstance(output, tuple) else changed(output)
 
-    with _hook(module.register_forward_hook(see)):
-        yield caught
+        with _hook(module.register_forward_hook(put)):
+            yield
 
-
-@contextmanager
-def changing(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Another output in the place of a module's own."""
-
-    def put(_module: nn.Module, _taken: Any, output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-    with _hook(module.register_forward_hook(put)):
-        yield
+    def _by_text(self, states: Tensor) -> Tensor:
+        """As [texts, width, size]: some blocks (OPT's) run their MLP on the tokens of all texts in one row."""
+        return states.view(*self._tokens, -1) if states.dim() == 2 else states
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dft_cluster.editing.anatomy import Anatomy, catching
+from dft_cluster.editing.anatomy import Anatomy
 from dft_cluster.editing.requests import Row
 from dft_cluster.editing.states import run_until
 from dft_cluster.errors import InputError
@@ -154,7 +154,7 @@ class Sums:
         """One forward pass, up to the last of the layers."""
         anatomy = self._anatomy
         with anatomy.frozen(), ExitStack() as stack:
-            caught = {layer: stack.enter_context(catching(anatomy.downs[layer])) for layer in self.by_layer}
+            caught = {layer: stack.enter_context(anatomy.catching(anatomy.downs[layer])) for layer in self.by_layer}
             counted = run_until(anatomy, [passage.ids for passage in passages], max(self.by_layer))
             for row, passage in enumerate(passages):
                 if passage.without is not None:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from dft_cluster.editing.anatomy import Anatomy, catching
+from dft_cluster.editing.anatomy import Anatomy
 from dft_cluster.editing.requests import Row
 
 ROWS = 64
@@ -24,8 +24,8 @@ def read(anatomy: Anatomy, rows: Sequence[Row], layer: int, block: int | None = 
             chosen = order[first : first + ROWS]
             at = torch.tensor([rows[row].at for row in chosen], device=anatomy.device)
             with ExitStack() as stack:
-                key = stack.enter_context(catching(anatomy.downs[layer]))
-                state = stack.enter_context(catching(anatomy.blocks[block]))
+                key = stack.enter_context(anatomy.catching(anatomy.downs[layer]))
+                state = stack.enter_context(anatomy.catching(anatomy.blocks[block]))
                 run_until(anatomy, [rows[row].subject.ids for row in chosen], max(layer, block))
             assert key.taken is not None and state.given is not None
             each = torch.arange(len(chosen), device=anatomy.device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dft_cluster.editing.anatomy import Anatomy, catching, changing
+from dft_cluster.editing.anatomy import Anatomy
 
 NOISE = 3.0
 FACTS = 20
@@ -63,12 +63,12 @@ def _of_one(anatomy: Anatomy, asked: Asked) -> Tensor:
             return anatomy.forward(ids, real, positions).logits[0].float().softmax(-1)
 
     with ExitStack() as stack:
-        clean = [stack.enter_context(catching(down)) for down in anatomy.downs]
+        clean = [stack.enter_context(anatomy.catching(down)) for down in anatomy.downs]
         said = answer()
     token = int(said[0].argmax())
     with _disturbed(anatomy, asked):
         with ExitStack() as stack:
-            states = [stack.enter_context(catching(block)) for block in anatomy.blocks]
+            states = [stack.enter_context(anatomy.catching(block)) for block in anatomy.blocks]
             disturbed = answer()[:, token]
         effects = torch.zeros(depth)
         for layer in range(depth):
@@ -77,7 +77,8 @@ def _of_one(anatomy: Anatomy, asked: Asked) -> Tensor:
                 for place in range(begin, begin + span):
                     given = clean[place].given
                     assert given is not None
-                    stack.enter_context(changing(anatomy.downs[place], _setting(given[:, asked.last], asked.last)))
+                    back = _setting(given[:, asked.last], asked.last)
+                    stack.enter_context(anatomy.changing(anatomy.downs[place], back))
                 if begin:
                     before = states[begin - 1]
                     assert before.given is not None
@@ -108,5 +109,5 @@ def _disturbed(anatomy: Anatomy, asked: Asked) -> Iterator[None]:
         states[:, asked.first : asked.last + 1] += noise
         return states
 
-    with changing(anatomy.embedding, add):
+    with anatomy.changing(anatomy.embedding, add):
         yield

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dft_cluster.editing.anatomy import Anatomy, catching, changing
+from dft_cluster.editing.anatomy import Anatomy
 from dft_cluster.editing.requests import Request
 
 ENOUGH = 5e-2
@@ -208,7 +208,7 @@ class _Model:
 
         with ExitStack() as stack:
             if place.inside:
-                stack.enter_context(changing(anatomy.downs[place.layer], add))
+                stack.enter_context(anatomy.changing(anatomy.downs[place.layer], add))
             elif below is not None:
                 below = add(below)
             if below is not None:
@@ -240,8 +240,8 @@ def _first_pass(anatomy: Anatomy, batch: _Batch, place: Place) -> tuple[Tensor, 
     """
     last, answers = _below(place), len(batch.targets)
     with ExitStack() as stack:
-        inside = stack.enter_context(catching(anatomy.downs[place.layer]))
-        below = stack.enter_context(catching(anatomy.blocks[max(last, 0)]))
+        inside = stack.enter_context(anatomy.catching(anatomy.downs[place.layer]))
+        below = stack.enter_context(anatomy.catching(anatomy.blocks[max(last, 0)]))
         stack.enter_context(anatomy.head_at(batch.rows[answers:], batch.columns[answers:]))
         out = anatomy.forward(batch.ids, batch.mask, batch.positions, _fresh(batch.cache))
     assert inside.given is not None and below.given is not None

@@ -26,7 +26,7 @@ FAMILY_METHODS = (
 )  # fmt: skip
 
 
-LINEAR_MAPS = {"gpt2": 8, "gptj": 12, "bloom": 8, "mistral": 14, "qwen2": 14, "gpt_neox": 8}
+LINEAR_MAPS = {"gpt2": 8, "gptj": 12, "bloom": 8, "mistral": 14, "qwen2": 14, "gpt_neox": 8, "opt": 12}
 """Of two blocks."""
 
 

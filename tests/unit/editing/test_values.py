@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from dft_cluster.config import EditingSettings
 from dft_cluster.editing import contexts, states, values
-from dft_cluster.editing.anatomy import Anatomy, catching
+from dft_cluster.editing.anatomy import Anatomy
 from dft_cluster.editing.covariance import Passage, Sums
 from dft_cluster.editing.requests import Request, request
 from dft_cluster.editing.subjects import span
@@ -83,7 +83,7 @@ def test_the_loss_is_the_one_that_is_defined(anatomy: Anatomy, layout: Layout, i
         def add(_module: Any, _given: Any, output: Any) -> Any:
             states = (output[0] if isinstance(output, tuple) else output).clone()
             if at is not None:
-                states[:, at] += delta
+                states[..., at, :] += delta  # of one text: with a dimension for texts, or without
             return (states, *output[1:]) if isinstance(output, tuple) else states
 
         handle = moved.register_forward_hook(add)
@@ -182,15 +182,31 @@ def test_a_model_without_a_module_for_its_head_is_refused(
         seek(anatomy, requests(layout), Place(0, inside=False), SETTINGS, 4.0)
 
 
+def passing(
+    anatomy: Anatomy, ids: tuple[int, ...], down: torch.nn.Module, block: torch.nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the one takes and the other gives at each token of a single text in the plain model."""
+    seen: dict[str, Any] = {}
+    hooks = [
+        down.register_forward_hook(lambda _, taken, _out: seen.update(key=taken[0])),
+        block.register_forward_hook(
+            lambda _, _taken, out: seen.update(state=out[0] if isinstance(out, tuple) else out)
+        ),
+    ]
+    with torch.no_grad():
+        anatomy.model(input_ids=torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    return seen["key"].view(len(ids), -1), seen["state"].view(len(ids), -1)
+
+
 def test_keys_and_states_are_what_passes(anatomy: Anatomy, layout: Layout) -> None:
     rows = [row for one in requests(layout, 5) for row in one.rows]
     keys, given = states.read(anatomy, rows, 0, 1)
     for number, row in enumerate(rows):
-        with catching(anatomy.downs[0]) as down, catching(anatomy.blocks[1]) as block, torch.no_grad():
-            anatomy.model(input_ids=torch.tensor([row.ids]))
-        assert down.taken is not None and block.given is not None
-        torch.testing.assert_close(keys[number], down.taken[0, row.at], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(given[number], block.given[0, row.at], rtol=1e-4, atol=1e-5)
+        key, state = passing(anatomy, row.ids, anatomy.downs[0], anatomy.blocks[1])
+        torch.testing.assert_close(keys[number], key[row.at], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(given[number], state[row.at], rtol=1e-4, atol=1e-5)
 
 
 def test_the_covariance_is_the_mean_over_all_real_tokens(anatomy: Anatomy, layout: Layout) -> None:
@@ -202,10 +218,8 @@ def test_the_covariance_is_the_mean_over_all_real_tokens(anatomy: Anatomy, layou
     for layer in (0, 1):
         every = []
         for ids in texts:
-            with catching(anatomy.downs[layer]) as down, torch.no_grad():
-                anatomy.model(input_ids=torch.tensor([ids]))
-            assert down.taken is not None
-            every.append(down.taken[0].double())
+            key, _ = passing(anatomy, ids, anatomy.downs[layer], anatomy.blocks[layer])
+            every.append(key.double())
         every[5] = torch.cat([every[5][:3], every[5][4:]])
         keys = torch.cat(every)
         assert sums.tokens == len(keys)
@@ -267,10 +281,10 @@ def traced(anatomy: Anatomy, layout: Layout, together: list[range]) -> None:
             def look(layer: int) -> Any:
                 def hook(_module: Any, _given: Any, out: torch.Tensor) -> torch.Tensor:
                     if noise is None:
-                        clean[layer] = out[:, one.last].clone()
+                        clean[layer] = out[..., one.last, :].clone()
                     elif layer in restored:
                         out = out.clone()
-                        out[:, one.last] = clean[layer]
+                        out[..., one.last, :] = clean[layer]
                     return out
 
                 return hook

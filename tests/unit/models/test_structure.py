@@ -62,7 +62,7 @@ def test_layers_and_kinds(tmp_path, name):
         right = (
             "norm" if re.search(r"norm|ln_", p.name)
             else "attention" if "attn" in p.name or "attention" in p.name
-            else "mlp" if "mlp" in p.name
+            else "mlp" if re.search(r"mlp|\.fc\d", p.name)
             else "head" if "lm_head" in p.name
             else "embedding"
         )  # fmt: skip
