@@ -8,8 +8,8 @@ At one place of the model, at the subject's last token, a vector h is moved by
 
 by Adam, with ‖δ‖ ≤ clamp · ‖h‖ after each step, until the loss falls below `ENOUGH`. The prefixes take turns, one a step: the
 cost of a step does not depend on their number. All facts of a batch are sought at once, one row of δ each, each with its own
-stop. What cannot change is computed once: the tokens before the subject's end lie in a cache, and the blocks below the place
-are entered with what they gave the first time.
+stop. What cannot change is computed once: the tokens before the subject's end lie in a cache (not where a layer keeps a state
+instead of keys and values), and the blocks below the place are entered with what they gave the first time.
 """
 
 import copy
@@ -254,7 +254,7 @@ def _first_pass(anatomy: Anatomy, batch: _Batch, place: Place) -> tuple[Tensor, 
 
 
 def _collate(anatomy: Anatomy, requests: Sequence[Request], *, cached: bool) -> _Batch:
-    """The rows of all facts, each fact's essence prompt last."""
+    """The rows of all facts, each fact's essence prompt last; without a cache where the model's cannot be used."""
     texts = [row for request in requests for row in (*request.rows, request.essence)]
     cuts = [row.at if cached else 0 for row in texts]
     # The last token of an answer is said, never read.
@@ -282,6 +282,9 @@ def _collate(anatomy: Anatomy, requests: Sequence[Request], *, cached: bool) -> 
             fact.append(number)
         essences.append((row, end - 1 - cut))
     device = anatomy.device
+    cache = _remember(anatomy, earlier.to(device)) if before else None
+    if before and cache is None:
+        return _collate(anatomy, requests, cached=False)
     rows = [row for row, *_ in asked] + [row for row, _ in essences]
     columns = [column for _, column, *_ in asked] + [column for _, column in essences]
     at = torch.tensor([text.at - cut for text, cut in zip(texts, cuts, strict=True)], device=device)
@@ -290,14 +293,18 @@ def _collate(anatomy: Anatomy, requests: Sequence[Request], *, cached: bool) -> 
         ids.to(device), mask, positions, at, torch.tensor(fact, device=device), torch.tensor(turn, device=device),
         torch.tensor(rows, device=device), torch.tensor(columns, device=device),
         torch.tensor([token for _, _, token, _ in asked], device=device),
-        torch.tensor([share for *_, share in asked], device=device),
-        _remember(anatomy, earlier.to(device)) if before else None,
+        torch.tensor([share for *_, share in asked], device=device), cache,
     )  # fmt: skip
 
 
 @torch.no_grad()
 def _remember(anatomy: Anatomy, ids: Tensor) -> Any:
-    """Keys and values of the tokens before. No mask: a token never sees the padding, which comes after it."""
+    """Keys and values of the tokens before. No mask: a token's attention never sees the padding, which comes after it.
+
+    None where a layer keeps a state (linear attention, a convolution): the padding is in it, and rows cannot be chosen from it.
+    """
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     with anatomy.head_at(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)):
-        return anatomy.forward(ids, torch.ones_like(ids), positions, keep=True).past_key_values
+        cache = anatomy.forward(ids, torch.ones_like(ids), positions, keep=True).past_key_values
+    attends = all(hasattr(one, "batch_select_indices") and not hasattr(one, "recurrent_states") for one in cache.layers)
+    return cache if attends else None

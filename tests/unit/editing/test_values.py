@@ -71,6 +71,21 @@ def test_together_is_one_at_a_time(anatomy: Anatomy, layout: Layout, place: Plac
         assert together.losses[number] == pytest.approx(alone.losses[0], rel=1e-4, abs=1e-4)
 
 
+def test_a_state_that_took_in_the_padding_is_no_cache(layout: Layout, tmp_path: Path) -> None:
+    """Linear attention keeps no keys and values of which rows could be chosen: every token goes through the model."""
+    folder = tiny.architecture("qwen3_5_text", tmp_path / "model")
+    linear = Anatomy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    asked = [request(layout, fact, PREFIXES) for fact in facts(3)]
+    for place in PLACES[:2]:
+        found = seek(linear, asked, place, SETTINGS, 4.0)
+        without = seek(linear, asked, place, SETTINGS, 4.0, cached=False)
+        assert torch.equal(found.wanted, without.wanted) and found.losses == without.losses
+        assert not torch.equal(found.wanted, found.given)
+        for number, one in enumerate(asked):
+            alone = seek(linear, [one], place, SETTINGS, 4.0)
+            torch.testing.assert_close(found.wanted[number], alone.wanted[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_loss_is_the_one_that_is_defined(anatomy: Anatomy, layout: Layout, inside: bool) -> None:
     """Put into the plain model by a hook, the value gives the loss that was told."""
