@@ -38,7 +38,7 @@ class _Linear:
 
     @property
     def parent(self) -> str:
-        return self.name.rpartition(".")[0]
+        return _parent(self.name)
 
 
 def block_names(model: nn.Module) -> list[str]:
@@ -51,7 +51,8 @@ def down_projections(model: Any) -> list[DownProjection]:
     """One for every block.
 
     Looked for, in each block and outside of its attention: one module that holds a linear map from the hidden size to
-    an inner size (to twice that where gate and up are fused), and after it one from that inner size back.
+    an inner size (to twice that where gate and up are fused), and after it one from that inner size back. A module that
+    holds a convolution as well (Mamba's) mixes tokens and is no MLP.
     """
     blocks = block_names(model)
     if not blocks:
@@ -61,12 +62,19 @@ def down_projections(model: Any) -> list[DownProjection]:
 
 def _in_block(model: Any, block: str, layer: int) -> DownProjection:
     hidden = int(model.config.get_text_config().hidden_size)
-    maps = list(_linear_maps(model.get_submodule(block)))
-    stacked = [n for n, w in model.get_submodule(block).named_parameters() if w.ndim == 3 and not _attends(n)]
+    inside = model.get_submodule(block)
+    convolutions = {name for name, module in inside.named_modules() if isinstance(module, nn.Conv1d)}
+    mixing = {_parent(name) for name in convolutions}
+    maps = list(_linear_maps(inside))
+    stacked = [
+        name
+        for name, weight in inside.named_parameters()
+        if weight.ndim == 3 and not _attends(name) and _parent(name) not in convolutions
+    ]
     found: dict[str, _Linear] = {}
     for one in maps:
         up = {m.given for m in maps if m.parent == one.parent and m.taken == hidden and m is not one}
-        if one.given == hidden and up & {one.taken, 2 * one.taken}:
+        if one.parent not in mixing and one.given == hidden and up & {one.taken, 2 * one.taken}:
             found[one.parent] = one  # the last one: where inner and hidden size are equal, up looks like down
     if len(found) == 1 and not stacked:
         [down] = found.values()
@@ -76,8 +84,8 @@ def _in_block(model: Any, block: str, layer: int) -> DownProjection:
     problem = f"{len(several)} of them, {', '.join(several[:3])} (a mixture of experts?)" if several else "none"
     raise InputError(
         f"model.name: editing an MLP (rome, memit, ft_c with layers) needs one in each block, and {block} has {problem}; looked "
-        f"for, outside of attention: a module with a linear map from the hidden size {hidden} to an inner size, and after it one "
-        f"from there to {hidden}. "
+        "for, outside of attention and of modules that convolve: a module with a linear map from the hidden size "
+        f"{hidden} to an inner size, and after it one from there to {hidden}. "
         f"The block has {seen}"
     )
 
@@ -92,6 +100,10 @@ def _linear_maps(block: nn.Module) -> Iterator[_Linear]:
             yield _Linear(name, module.weight.shape[1], module.weight.shape[0], False)
         elif isinstance(module, Conv1D):
             yield _Linear(name, module.weight.shape[0], module.weight.shape[1], True)
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _attends(name: str) -> bool:

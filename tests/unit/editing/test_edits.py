@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dft_cluster.arithmetic.closed_form import closed_form
 from dft_cluster.config_file import validate
@@ -318,6 +318,24 @@ def test_a_model_without_an_mlp_is_told_what_was_looked_for() -> None:
     blocks.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=4))
     with pytest.raises(InputError, match=r"layers\.0 has none; looked for.*hidden size 4 to.*The block has 0 4→4"):
         down_projections(blocks)
+
+
+def convolving(kind: str, **own: Any) -> torch.nn.Module:
+    config = AutoConfig.for_model(kind, vocab_size=64, hidden_size=32, num_hidden_layers=2, **own)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_a_convolution_is_no_mixture_of_experts() -> None:
+    """It mixes tokens: an MLP beside it is found, and the maps around it are none (Mamba's look like one)."""
+    kinds = {"layer_types": ["conv", "full_attention"], "num_attention_heads": 4, "num_key_value_heads": 2}
+    beside = down_projections(convolving("lfm2", intermediate_size=64, block_auto_adjust_ff_dim=False, **kinds))
+    assert [(one.name, one.inner) for one in beside] == [(f"model.layers.{i}.feed_forward.w2", 64) for i in (0, 1)]
+    with pytest.raises(
+        InputError, match=r"layers\.0 has none; .*modules that convolve.*mixer\.in_proj 32→128"
+    ) as caught:
+        down_projections(convolving("mamba"))
+    assert "experts" not in str(caught.value)
 
 
 def test_a_mixture_of_experts_is_refused() -> None:
