@@ -57,11 +57,17 @@ def down_projections(model: Any) -> list[DownProjection]:
     blocks = block_names(model)
     if not blocks:
         raise InputError("model.name: no MLP was found: the model has no list of blocks (an nn.ModuleList) to look in")
-    return [_in_block(model, name, layer) for layer, name in enumerate(blocks)]
+    config = model.config.get_text_config()
+    hidden = getattr(config, "hidden_size", None)
+    if not isinstance(hidden, int):
+        raise InputError(
+            f"model.name: no MLP can be told by its shapes: {type(config).__name__} has no hidden_size (it is {hidden}). Right "
+            "would be a configuration with one, under this name or by an attribute_map"
+        )
+    return [_in_block(model, name, layer, hidden) for layer, name in enumerate(blocks)]
 
 
-def _in_block(model: Any, block: str, layer: int) -> DownProjection:
-    hidden = int(model.config.get_text_config().hidden_size)
+def _in_block(model: Any, block: str, layer: int, hidden: int) -> DownProjection:
     inside = model.get_submodule(block)
     convolutions = {name for name, module in inside.named_modules() if isinstance(module, nn.Conv1d)}
     mixing = {_parent(name) for name in convolutions}

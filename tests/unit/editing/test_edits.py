@@ -320,6 +320,15 @@ def test_a_model_without_an_mlp_is_told_what_was_looked_for() -> None:
         down_projections(blocks)
 
 
+@pytest.mark.parametrize("config", [SimpleNamespace(n_embd=4), SimpleNamespace(hidden_size=[4, 8])])
+def test_a_config_without_a_hidden_size_is_told(config: Any) -> None:
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    model.config = SimpleNamespace(get_text_config=lambda: config)
+    with pytest.raises(InputError, match=r"model\.name: .*SimpleNamespace has no hidden_size .*attribute_map"):
+        down_projections(model)
+
+
 def convolving(kind: str, **own: Any) -> torch.nn.Module:
     config = AutoConfig.for_model(kind, vocab_size=64, hidden_size=32, num_hidden_layers=2, **own)
     with torch.device("meta"):
