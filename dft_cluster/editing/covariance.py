@@ -202,9 +202,9 @@ class Key:
 def cached(key: Key, layer: str, inner: int, warn: Callable[[str], None]) -> Covariance | None:
     """What an earlier run kept, or None; a file that cannot be read is told and measured anew."""
     file = key.file(layer)
-    if not file.is_file():
-        return None
     try:
+        if not file.is_file():
+            return None
         with safe_open(file, framework="pt") as tensors:
             mean, tokens = tensors.get_tensor("mean"), int(tensors.get_tensor("tokens"))
             seconds = float(tensors.get_tensor("pass_seconds"))

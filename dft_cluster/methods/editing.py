@@ -158,7 +158,9 @@ def covariances(team: Team, job: Job, chosen: Sequence[int], requests: Sequence[
         team.everyone.each(Rank.add_covariances, [(turn[i::ranks],) for i in range(ranks)])
         eta.done(len(turn))
     spent = time.perf_counter() - began
-    team.everyone.call(Rank.end_covariances, spent)
+    unkept, *_ = team.everyone.call(Rank.end_covariances, spent)
+    for note in unkept:
+        job.note(f"warning: {note}. Right would be a DFT_CACHE that can be written, with room for them")
     return {"covariance": seconds - spent} if seconds > spent else {}
 
 

@@ -13,6 +13,7 @@ from dft_cluster.editing.anatomy import Anatomy
 from dft_cluster.editing.covariance import Covariance, Ids, Key, Passage, Sums
 from dft_cluster.editing.requests import Request, Row
 from dft_cluster.editing.values import Place, Settings, Values, seek
+from dft_cluster.errors import InputError
 from dft_cluster.models.mlp import DownProjection
 from dft_cluster.models.structure import Parameter
 from dft_cluster.training.shards import Fragment
@@ -77,12 +78,14 @@ class Editing:
         if texts:
             self._sums.add(texts)
 
-    def end_covariances(self, seconds: float) -> None:
-        """The ranks' sums come together on rank 0, which keeps them for later runs, with the seconds that they took."""
+    def end_covariances(self, seconds: float) -> list[str]:
+        """The ranks' sums come together on rank 0, which keeps them for later runs, with the seconds that they took; returns
+        what could not be kept."""
         assert self._sums is not None, "begin_covariances comes first"
         sums, self._sums = self._sums, None
         tokens = torch.tensor([sums.tokens], device=self._engine.device)
         together = self._engine.place.world > 1
+        notes: list[str] = []
         if together:
             torch.distributed.reduce(tokens, 0)
         for layer in sorted(sums.by_layer):
@@ -92,7 +95,13 @@ class Editing:
             if self._first:
                 assert self._covariances is not None, "recall_covariances comes first"
                 self._covariances[layer] = Covariance((total / tokens).cpu(), int(tokens), seconds)
-                covariance.keep(self._key, self._anatomy.places[layer].name, self._covariances[layer])
+                try:
+                    covariance.keep(self._key, self._anatomy.places[layer].name, self._covariances[layer])
+                except (InputError, OSError) as error:  # this run has it in memory, and goes on
+                    notes.append(
+                        f"the covariance of layer {layer} is not kept, and later runs measure it anew: {error}"
+                    )
+        return notes
 
     def seek_values(self, requests: Sequence[Request], place: Place, settings: Settings, clamp: float) -> Values | None:
         """The values of some facts, sought together."""

@@ -1,6 +1,7 @@
 """ROME and MEMIT as a rank does them, on tiny random models of every architecture."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,6 +230,38 @@ def test_a_covariance_that_another_method_measured_costs_the_one_pass_that_it_to
     both = elsewhere(Memit, [0, 1])
     assert 1000 - spent[-1] <= both < 1000
     assert elsewhere(Memit, [0, 1]) == 1000
+
+
+@pytest.mark.parametrize("wrong", ["no folder", "no room"])
+def test_a_covariance_that_cannot_be_kept_is_told_and_used(
+    wrong: str, tiny_model: Path, tiny_facts: Path, tmp_path: Path, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The pass over the text has been paid for: the edit is the one that a cache would have seen."""
+    if wrong == "no room":
+        cache = request.getfixturevalue("small_disk")
+        with suppress(OSError):
+            (cache / "other").write_bytes(bytes(200_000))
+    else:
+        cache = tmp_path / "taken"
+        cache.write_text("a file")
+
+    def edited(said: list[str]) -> list[torch.Tensor]:
+        work = job(tiny_model, tiny_facts, "memit", said, 2)
+        one = Memit(work.config)
+        rank = Seat(tiny_model, one.weights(work.config, tiny_model, work.parameters))
+        one.round(SimpleNamespace(everyone=Alone(rank)), work, 1)
+        return [weight[2:] for weight in rank._engine.masters]
+
+    usual: list[str] = []
+    monkeypatch.setenv("DFT_CACHE", str(tmp_path / "cache"))
+    wanted = edited(usual)
+    monkeypatch.setenv("DFT_CACHE", str(cache))
+    said: list[str] = []
+    assert all(torch.equal(a, b) for a, b in zip(edited(said), wanted, strict=True))
+    [told] = [line for line in said if "is not kept" in line]
+    assert told.startswith("warning: the covariance of layer 0 ") and str(cache) in told and "DFT_CACHE" in told
+    assert not any("is not kept" in line for line in usual)
 
 
 @pytest.mark.parametrize("family", tiny.ARCHITECTURES)
