@@ -1,14 +1,15 @@
 """C = E[k kᵀ]: what a down-projection reads in ordinary text, measured once and kept.
 
-Every real token of a text counts, up to `LONGEST` of them. Where the text is the facts' own prompts, bare and behind the
-sampled prefixes, the subjects' last tokens are left out: their keys are what an edit is to change. Files in the cache are
-named by all that their bits depend on, the text, the layer and the number of texts, so that nothing else is found.
+Every real token of a text counts; one that is longer than `LONGEST` tokens is cut into several. Where the text is the facts'
+own prompts, bare and behind the sampled prefixes, the subjects' last tokens are left out: their keys are what an edit is to
+change. Files in the cache are named by all that their bits depend on, the text, the layer and the number of texts, so that
+nothing else is found.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,11 +102,18 @@ def text_for(source: str, split: str, samples: int, prompts: Sequence[Row], layo
         return Text(found, f"{len(found)} of the facts' prompts, bare and behind sampled prefixes")
     texts = _texts(source, split, samples)
     bare = Layout(layout.tokenizer, "plain", eos=False)
-    cut = (bare.prompt(text)[:LONGEST] for text in texts)
-    found = [Passage(ids) for ids in islice((ids for ids in cut if ids), samples)]
+    cut = (window for text in texts for window in _windows(bare.prompt(text), bare.prompt("")) if window)
+    found = [Passage(ids) for ids in islice(cut, samples)]
     if not found:
         raise InputError(f"editing.covariance: {source} holds no text")
     return Text(found, f"{len(found)} texts of {source}")
+
+
+def _windows(ids: Ids, begin: Ids) -> Iterator[Ids]:
+    """A text whole, or in pieces of `LONGEST` tokens, each after what the tokenizer begins every text with."""
+    inside, size = ids[len(begin) :], LONGEST - len(begin)
+    for first in range(0, max(len(inside), 1), size):
+        yield (*begin, *inside[first : first + size])
 
 
 def _texts(source: str, split: str, samples: int) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
 from dft_cluster.editing.covariance import Covariance, Key, cached, circumstances, keep, text_for, weights_fingerprint
@@ -110,6 +111,25 @@ def test_texts_come_from_facts_or_a_file(layout: Layout, tmp_path: Path) -> None
         text_for(str(tmp_path / "empty.txt"), "train", 2, [], layout)
     with pytest.raises(InputError, match="no file"):
         text_for(str(tmp_path / "absent.txt"), "train", 2, [], layout)
+
+
+def test_a_long_text_is_cut_and_none_of_it_is_lost(layout: Layout, tmp_path: Path) -> None:
+    """A file without an empty line is one text; each piece begins as the tokenizer begins every text."""
+    words = tiny.tokenizer()
+    words.add_special_tokens({"bos_token": "<bos>"})
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", words.bos_token_id)]
+    )
+    file, said = tmp_path / "long.txt", "\n".join(f"Line {number} of many." for number in range(300))
+    file.write_text(f"Short.\n\n{said}\n\nLast.")
+    for begins in (Layout(words), layout):
+        begin, whole = begins.prompt(""), begins.prompt(said)
+        short, *pieces, last = (one.ids for one in text_for(str(file), "train", 100, [], begins).passages)
+        assert (short, last) == (begins.prompt("Short."), begins.prompt("Last.")), "as they are"
+        assert [len(ids) for ids in pieces[:-1]] == [512] * (len(pieces) - 1) and 0 < len(pieces[-1]) <= 512
+        assert all(ids[: len(begin)] == begin for ids in pieces) and len(pieces) > 2
+        assert (*begin, *(token for ids in pieces for token in ids[len(begin) :])) == whole
+        assert [one.ids for one in text_for(str(file), "train", 2, [], begins).passages] == [short, whole[:512]]
 
 
 def test_texts_come_from_a_data_set_of_the_hub(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
