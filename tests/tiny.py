@@ -72,12 +72,13 @@ ARCHITECTURES = ("llama", "gpt2", "gptj", "bloom", "mistral", "qwen2", "gpt_neox
 
 
 def architecture(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, layers: int = 2) -> Path:
-    """A tiny random model of another family, with the same tokenizer; every other block of `qwen3_5_text` attends linearly."""
+    """A tiny random model of another family, with the same tokenizer."""
     torch.manual_seed(0)
     words = tokenizer()
     size = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "initializer_range": 0.2}
     ends = {"eos_token_id": words.eos_token_id, "bos_token_id": None}
     gated = {"intermediate_size": 64, "num_key_value_heads": 2}
+    # Linear attention in every other block.
     linear = {f"linear_{part}_head_dim": 8 for part in ("key", "value")}
     linear |= {f"linear_num_{part}_heads": 2 for part in ("key", "value")}
     linear |= {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * (layers // 2)}
@@ -90,6 +91,7 @@ def architecture(name: str, folder: Path, *, dtype: torch.dtype = torch.float32,
         "qwen2": gated | {"tie_word_embeddings": True},
         "gpt_neox": {"intermediate_size": 64},
         "opt": {"ffn_dim": 64, "max_position_embeddings": 128, "init_std": 0.2},
+        "gemma": gated | {"head_dim": 8},
         "qwen3_5_text": gated | linear,
     }[name]
     config = AutoConfig.for_model(name, vocab_size=len(words), **size, **ends, **own)

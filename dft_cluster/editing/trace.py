@@ -1,9 +1,9 @@
 """Causal tracing (Meng et al. 2022): in which layers the MLPs recall what a model knows of a subject.
 
-The embeddings of the subject's tokens are disturbed by noise (`NOISE` standard deviations of the embedding matrix), so
-that the model's answer, its likeliest next token, becomes unlikely. Then, for each layer, the outputs of the MLPs
-in a window around it are set back, at the subject's last token, to what they were. The indirect effect of a layer is the
-probability of the answer that this brings back.
+The embeddings of the subject's tokens are disturbed by noise (`NOISE` standard deviations of the embedding matrix, scaled as
+the model scales what it looks up there), so that the model's answer, its likeliest next token, becomes unlikely. Then, for
+each layer, the outputs of the MLPs in a window around it are set back, at the subject's last token, to what they were. The
+indirect effect of a layer is the probability of the answer that this brings back.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,8 @@ FACTS = 20
 """Facts that are traced, at most."""
 DRAWS = 3
 """Noises for each."""
+LITTLE = 0.005
+"""An indirect effect below this says nothing of where to edit."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def _disturbed(anatomy: Anatomy, asked: Asked) -> Iterator[None]:
     generator = torch.Generator().manual_seed(asked.seed)
     size = asked.last - asked.first + 1
     noise = torch.randn(DRAWS, size, weight.shape[1], generator=generator).to(weight)
-    noise *= NOISE * weight.std()
+    ids = torch.tensor(asked.ids, device=anatomy.device)
+    scale = anatomy.embedding(ids).float().norm() / weight[ids].float().norm()  # Gemma's multiplies by √hidden
+    noise *= NOISE * weight.std() * scale.to(weight.dtype)
 
     def add(states: Tensor) -> Tensor:
         states = states.clone()

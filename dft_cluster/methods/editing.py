@@ -110,6 +110,11 @@ class Edits:
             f"causal tracing over {len(asked)} facts: the MLPs around layer {effects.index(best)} bring back most of the "
             f"answer's probability ({100 * best:.1f} points); editing {_listed(chosen)} of 0 to {depth - 1}"
         )
+        if best < trace.LITTLE:
+            job.note(
+                "warning: that is next to nothing: the model does not know these facts, or says its answers whatever the "
+                "subject. Right would be method.layers=auto, or a list"
+            )
         return chosen
 
 

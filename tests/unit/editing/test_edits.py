@@ -203,6 +203,18 @@ def test_a_round_makes_the_new_answers_likelier(
     assert all(torch.equal(a[2:], b[2:]) for a, b in zip(rank._engine.masters, fresh._engine.masters, strict=True))
 
 
+@pytest.mark.parametrize(("best", "warned"), [(0.0002, True), (0.2, False)])
+def test_tracing_that_brings_nothing_back_is_warned_of(
+    best: float, warned: bool, tiny_model: Path, tiny_facts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Seat, "trace", lambda _, asked: [best * len(asked), 0.0])
+    said: list[str] = []
+    work = job(tiny_model, tiny_facts, "rome", said, method={"layers": "trace"})
+    team: Any = SimpleNamespace(everyone=Alone(seat(tiny_model)))
+    assert Rome(work.config).layers(team, work) == [0]
+    assert any(line.startswith("warning: that is next to nothing") for line in said) == warned
+
+
 def test_a_covariance_that_another_method_measured_costs_the_one_pass_that_it_took(
     tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

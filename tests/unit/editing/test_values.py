@@ -267,6 +267,14 @@ def test_tracing_sets_back_a_window_of_a_deep_model(layout: Layout, tmp_path: Pa
     traced(deep, layout, [range(first, first + 2) for first in (0, 0, 1, 2, 3, 4, 5, 6)])
 
 
+def test_the_noise_is_of_the_size_of_what_the_model_makes_of_its_embeddings(layout: Layout, tmp_path: Path) -> None:
+    folder = tiny.architecture("gemma", tmp_path / "model")
+    scaled = Anatomy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    ids = torch.tensor([5])
+    torch.testing.assert_close(scaled.embedding(ids), 32**0.5 * scaled.embedding.weight[ids])  # type: ignore[index]
+    traced(scaled, layout, [range(layer, layer + 1) for layer in range(2)])
+
+
 def traced(anatomy: Anatomy, layout: Layout, together: list[range]) -> None:
     """Against whole forward passes, prompt by prompt and noise by noise, with nothing kept from one to the next.
     `together` holds the layers that are set back for each."""
@@ -313,11 +321,10 @@ def traced(anatomy: Anatomy, layout: Layout, together: list[range]) -> None:
             return said
 
         answer = int(chance(None, range(0)).argmax())
-        weight: Any = anatomy.embedding.weight
+        with torch.no_grad():
+            every = anatomy.embedding(torch.arange(anatomy.model.config.vocab_size))
         generator = torch.Generator().manual_seed(5 + number)
-        noises = (
-            torch.randn(DRAWS, one.last + 1 - one.first, weight.shape[1], generator=generator) * NOISE * weight.std()
-        )
+        noises = torch.randn(DRAWS, one.last + 1 - one.first, every.shape[1], generator=generator) * NOISE * every.std()
         for layer in range(len(expected)):
             gained = [chance(noise, together[layer])[answer] - chance(noise, range(0))[answer] for noise in noises]
             expected[layer] += float(sum(gained)) / DRAWS
