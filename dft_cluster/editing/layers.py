@@ -11,9 +11,14 @@ SEVERAL = 5
 
 
 def check(wanted: Wanted, depth: int, most: int) -> None:
-    """Refuses layers that the model does not have, or more of them than the method edits."""
+    """Refuses layers that the model does not have, more of them than the method edits, and the last one."""
     if wanted == "all":
         raise InputError("method.layers: all goes with ft_c; right for rome and memit would be auto, trace or a list")
+    if depth < 2:
+        raise InputError(
+            "model.name: rome and memit edit a block whose output at the subject the blocks above read, and this model has one "
+            "block alone; right would be a deeper model, or a method that trains"
+        )
     if isinstance(wanted, str):
         return
     if len(wanted) > most:
@@ -21,14 +26,21 @@ def check(wanted: Wanted, depth: int, most: int) -> None:
     if not wanted or any(not 0 <= layer < depth for layer in wanted) or len(set(wanted)) < len(wanted):
         raise InputError(
             f"method.layers: {list(wanted)} of a model whose layers are 0 to {depth - 1}; "
-            "right would be one or more of these, each once"
+            f"right would be one or more of 0 to {depth - 2}, each once"
+        )
+    if depth - 1 in wanted:
+        raise InputError(
+            f"method.layers: {depth - 1} is the last block, and no attention above it reads what it gives at the subject: an "
+            f"edit there leaves the answer as it was. Right would be one or more of 0 to {depth - 2}"
         )
 
 
 def around(center: int, depth: int, count: int) -> list[int]:
-    """So many neighbouring layers with this one in the middle, as far as the model has them."""
-    count = min(count, depth)
-    first = min(max(center - count // 2, 0), depth - count)
+    """So many neighbouring layers with this one in the middle, as far as the model has them below its last block, whose output
+    at the subject nothing reads."""
+    below = depth - 1
+    count = min(count, below)
+    first = min(max(center - count // 2, 0), below - count)
     return list(range(first, first + count))
 
 
@@ -38,6 +50,11 @@ def by_rule(depth: int, count: int) -> list[int]:
     return around(round(0.2 * depth), depth, count)
 
 
+def strongest(effects: Sequence[float]) -> int:
+    """The layer of the largest indirect effect, of those below the last block."""
+    return max(range(len(effects) - 1), key=lambda layer: (effects[layer], -layer))
+
+
 def by_effect(effects: Sequence[float], count: int) -> list[int]:
     """The layer of the largest indirect effect, or those around it."""
-    return around(max(range(len(effects)), key=lambda layer: (effects[layer], -layer)), len(effects), count)
+    return around(strongest(effects), len(effects), count)

@@ -49,7 +49,7 @@ class Edits:
         places = down_projections(skeleton(folder, config.model.trust_remote_code))
         wanted = config.method.layers
         layers.check(wanted, len(places), self.most)
-        chosen = range(len(places)) if wanted == "trace" else self.told(config, len(places))
+        chosen = range(len(places) - 1) if wanted == "trace" else self.told(config, len(places))
         names = {places[layer].weight for layer in chosen}
         return [p for p in parameters if p.name in names]
 
@@ -105,9 +105,10 @@ class Edits:
             eta.done(len(turn))
         effects = [sum(one) / len(asked) for one in zip(*told, strict=True)]
         chosen = layers.by_effect(effects, self.several)
-        best = max(effects)
+        center = layers.strongest(effects)
+        best = effects[center]
         job.note(
-            f"causal tracing over {len(asked)} facts: the MLPs around layer {effects.index(best)} bring back most of the "
+            f"causal tracing over {len(asked)} facts: the MLPs around layer {center} bring back most of the "
             f"answer's probability ({100 * best:.1f} points); editing {_listed(chosen)} of 0 to {depth - 1}"
         )
         if best < trace.LITTLE:

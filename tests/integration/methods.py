@@ -30,7 +30,8 @@ METHODS: dict[str, Tree] = {
     "f_learning-full-lora": {"method": {"name": "f_learning"}, "f_learning": {"learn": "lora"}},
     "f_learning-lora-lora": {"method": {"name": "f_learning"}, "f_learning": {"forget": "lora", "learn": "lora"}},
     "rome": {"method": {"name": "rome"}, "editing": EDITING},
-    "memit": {"method": {"name": "memit"}, "editing": EDITING},
+    # So little covariance that the keys of so small a model count beside it, and values that get somewhere.
+    "memit": {"method": {"name": "memit"}, "editing": {**EDITING, "covariance_weight": 0.5, "clamp": 20.0}},
     "interpolate": {"method": {"name": "interpolate"}},
     "interpolate-lora": {"method": {"name": "interpolate"}, "train": {"adapter": "lora"}},
     "random": {"method": {"name": "dft", "top": 0.1}, "dft": {"mask": "random"}},

@@ -224,8 +224,10 @@ def test_two_ranks_go_where_one_goes(
         )  # fmt: skip
         record = (runs.alone if ranks == 1 else runs.on_cluster)(config)
         found.append(flat(theta(record, tiny_model, config.method.rounds)))
-    one, two = (weights - flat(start_of(tiny_model)) for weights in found)
-    assert float(one.norm()) > 0
+    start = flat(start_of(tiny_model))
+    one, two = (weights - start for weights in found)
+    # What a closed form makes of rounding alone would be some 1e-7.
+    assert float(one.norm() / start.norm()) > (0.01 if method in ("rome", "memit") else 0)
     # An element at the edge of a core may be in it here and not there.
     near = 0.1 if method == "dft-lora" else 0.02
     assert float((two - one).norm() / one.norm()) < near, "the same work, added up in another order"
@@ -264,10 +266,11 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
             assert len(reached) == LINEAR_MAPS[family], "every linear map of attention and MLP"
         if "lora" in method:
             assert reached and all(found[n].ndim == 2 and (".0." in n or ".1." in n) for n in reached), method
-        elif method in ("ft_c-layer", "rome"):
+        elif method in ("ft_c-layer", "rome", "memit"):
             assert len(reached) == 1, method
-        elif method == "memit":
-            assert 1 <= len(reached) <= 2, method
+            if method != "ft_c-layer":  # of the last block nothing reads what it gives at the subject
+                [name] = reached
+                assert ".0." in name and float((found[name] - start[name]).norm() / start[name].norm()) > 0.01, method
         else:
             assert len(reached) > len(start) / 2, method
 
@@ -297,6 +300,7 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
         ("memit", {"editing": {"covariance": "/nowhere/text.txt"}}, "editing.covariance: no file"),
         ("rome", {"method": {"layers": [2]}}, "layers are 0 to 1"),
         ("memit", {"method": {"layers": [0, 5]}}, "layers are 0 to 1"),
+        ("memit", {"method": {"layers": [0, 1]}}, "method.layers: 1 is the last block"),
         ("new", {"method": {"of": "conflicts"}}, "there are no conflicts to take a share of"),
         ("memit", {"train": {"rephrases": 2}}, "train.rephrases: memit is taught no texts; right would be 0"),
     ],

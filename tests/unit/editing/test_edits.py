@@ -190,7 +190,7 @@ def test_a_round_makes_the_new_answers_likelier(
     said: list[str] = []
     rank, work, outcome, before = one_round(said)
     assert len(outcome.loss["new"]) == count and outcome.tokens["new"] > 0 and outcome.seconds["new"] > 0
-    if chosen == [0]:
+    if chosen == [0] or method is Memit:
         assert nll(rank, work) < before
     assert any("facts' prompts" in line for line in said)
     assert any("causal tracing" in line for line in said) == (chosen == "trace")
@@ -216,19 +216,20 @@ def test_tracing_that_brings_nothing_back_is_warned_of(
 
 
 def test_a_covariance_that_another_method_measured_costs_the_one_pass_that_it_took(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DFT_CACHE", str(tmp_path / "cache"))
+    folder = tiny.model(tmp_path / "model", layers=3)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(tiny.NEW), encoding="utf-8")
 
     def elsewhere(method: Any, chosen: list[int]) -> float:
         work = job(
-            tiny_model, tiny_facts, method.__name__.lower(), [], 2, method={"layers": chosen},
+            folder, tiny_facts, method.__name__.lower(), [], 2, method={"layers": chosen},
             editing={"covariance": str(text), "contexts": 2, "key_contexts": 3, "context_tokens": 3, "steps": 2},
         )  # fmt: skip
         one = method(work.config)
-        rank = Seat(tiny_model, one.weights(work.config, tiny_model, work.parameters))
+        rank = Seat(folder, one.weights(work.config, folder, work.parameters))
         outcome = one.round(SimpleNamespace(everyone=Alone(rank)), work, 1)
         spent.append(outcome.seconds["covariance"])
         return float(outcome.elsewhere.get("covariance", 0.0))
@@ -317,10 +318,12 @@ def test_memit_over_several_layers_is_the_closed_form_layer_by_layer(
     [
         ([2], 5, r"\[2\] of a model whose layers are 0 to 1"),
         ([-1], 5, "0 to 1"),
-        ([], 5, "one or more of these"),
+        ([], 5, "one or more of 0 to 0"),
         ([0, 0], 5, "each once"),
         ([0, 1], 1, "rome edits one layer"),
         ("all", 5, "goes with ft_c"),
+        ([0, 1], 5, r"method\.layers: 1 is the last block.* Right would be one or more of 0 to 0"),
+        ([1], 1, "1 is the last block"),
     ],
 )
 def test_layers_that_cannot_be(chosen: Any, most: int, told: str) -> None:
@@ -328,15 +331,28 @@ def test_layers_that_cannot_be(chosen: Any, most: int, told: str) -> None:
         layers.check(chosen, 2, most)
 
 
+@pytest.mark.parametrize("wanted", ["auto", "trace", [0]])
+def test_a_model_of_one_block_is_refused(wanted: Any, tmp_path: Path, tiny_facts: Path) -> None:
+    """Nothing reads what its only block gives at the subject."""
+    folder = tiny.model(tmp_path / "model", layers=1)
+    work = job(folder, tiny_facts, "memit", [], method={"layers": wanted})
+    with pytest.raises(InputError, match=r"model\.name: rome and memit.*one block alone"):
+        Memit(work.config).weights(work.config, folder, work.parameters)
+
+
 def test_layers_lie_together_and_inside() -> None:
     for depth in (2, 4, 12, 30, 32, 80):
         for count in (1, 5):
             chosen = layers.by_rule(depth, count)
-            assert chosen == list(range(chosen[0], chosen[-1] + 1)) and chosen[0] >= 0 and chosen[-1] < depth
-            assert len(chosen) == min(count, depth)
+            assert chosen == list(range(chosen[0], chosen[-1] + 1)) and chosen[0] >= 0 and chosen[-1] < depth - 1
+            assert len(chosen) == min(count, depth - 1)
+    assert [layers.by_rule(30, count) for count in (1, 5)] == [[6], [4, 5, 6, 7, 8]]
     assert layers.by_effect([0.1, 0.5, 0.2, 0.0], 1) == [1]
     assert layers.by_effect([0.1, 0.5, 0.2, 0.0, 0.0], 3) == [0, 1, 2]
-    assert layers.by_effect([0.0, 0.0, 0.9], 2) == [1, 2]
+    assert layers.by_effect([0.0, 0.0, 0.9], 2) == [0, 1], (
+        "of the last block nothing reads what it gives at the subject"
+    )
+    assert layers.by_effect([0.0] * 28 + [0.5, 0.6], 5) == [24, 25, 26, 27, 28]
 
 
 @pytest.mark.parametrize("method", [Rome, Memit])
