@@ -31,7 +31,7 @@ def check(wanted: Wanted, depth: int, most: int) -> None:
     if depth - 1 in wanted:
         raise InputError(
             f"method.layers: {depth - 1} is the last block, and no attention above it reads what it gives at the subject: an "
-            f"edit there leaves the answer as it was. Right would be one or more of 0 to {depth - 2}"
+            f"edit there leaves what a prompt says further on as it was. Right would be one or more of 0 to {depth - 2}"
         )
 
 
