@@ -106,7 +106,8 @@ def _done(comparison: Comparison, task: Task) -> Done:
     if task.kind == "search":
         model, data, method = task.labels
         assert comparison.searches is not None
-        return Done(search=comparison.searches.go_on(model, data, method, lambda: None).to_json())
+        found = comparison.searches.go_on(model, data, method, lambda: None)
+        return Done("" if found.ended else comparison.searches.failure(model, data, method), found.to_json())
     row = comparison.run(Cell(*task.labels))
     return Done("" if row.finished else row.reason)
 

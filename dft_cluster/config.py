@@ -172,7 +172,7 @@ class EditingSettings(_Section):
     covariance_split: str = "train"
     """With a hub data set: the split."""
     covariance_samples: Count = 1000
-    """Most texts of it."""
+    """Most texts of it; one of more than 512 tokens counts as several."""
     covariance_weight: (
         Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] | Literal["auto"]
     ) = "auto"

@@ -165,6 +165,7 @@ def _of_runs(settings: CompareSettings) -> Iterator[str]:
 def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[str]:
     model, data = next(iter(settings.models)), next(iter(settings.data))
     for label, values in search.over.items():
+        sound = True
         if label not in settings.methods:
             yield f"search.over.{label}: is none of the methods ({', '.join(settings.methods)})"
             continue
@@ -172,16 +173,19 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
         for name, tried in values.items():
             if not all(name.partition(".")):
                 yield f"search.over.{label}.{name}: write it as section.key, for example train.lr"
+                sound = False
                 continue
             refused = SAME | SEARCHED
             if name in refused or name.partition(".")[0] in SHARED["methods"]:
                 yield f"search.over.{label}.{name}: {refused.get(name, 'is one for all methods, and no setting of one')}"
+                sound = False
                 continue
             for value in tried:
                 tree = laid(sections(settings, model, data, label), dotted({name: value}))
                 known |= set(found := [problem for problem in _wrong(tree) if problem not in known])
                 yield from (f"search.over.{label}: {problem}" for problem in found)
-        yield from _together(settings, search, label, known)
+        if sound:
+            yield from _together(settings, search, label, known)
     for label, other in search.like.items():
         if label not in settings.methods or label in search.over:
             yield f"search.like.{label}: must be one of the methods that search.over does not hold"
@@ -195,6 +199,7 @@ def _together(settings: CompareSettings, search: SearchSettings, label: str, kno
     """What values that are sound one by one make of each other."""
     for model, data in product(settings.models, settings.data):
         tree = sections(settings, model, data, label)
+        known |= set(_wrong(tree))
         for setting in settings_to_try(search, search.over[label]):
             found = [problem for problem in _wrong(laid(tree, dotted(setting))) if problem not in known]
             known |= set(found)

@@ -19,7 +19,7 @@ from dft_cluster.methods.job import RunFailedError
 Measured = dict[int, dict[str, float]]
 """By round: reliability, generality, locality (token)."""
 KEEP = 3  # one of so many goes on to the next rung
-TRIES = 3  # of one trial, before what may have been the machines is taken for the setting
+TRIES = 3  # of one trial, before a search goes on without it
 
 
 @dataclass
@@ -37,8 +37,9 @@ class Trial:
     reason: str = ""
     """Why it failed."""
     passing: bool = False
-    """Whether that may have had to do with the machines, and not with the setting: the next start makes it anew."""
+    """Whether that may have had to do with the machines, and not with the setting."""
     tries: int = 1
+    """How many starts made it."""
 
 
 @dataclass
@@ -55,6 +56,11 @@ class Search:
     def spent(self) -> float:
         """Of the share. What the machines are to blame for is no part of it."""
         return sum(trial.device_seconds for trial in self.trials if not trial.passing)
+
+    @property
+    def sound(self) -> list[Trial]:
+        """Those that came to an end."""
+        return [trial for trial in self.trials if trial.token]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "device_seconds": self.spent}
@@ -112,13 +118,14 @@ def halve(
 ) -> Search:
     """Fills `found`, which may hold trials of an earlier start; `kept` is called after every trial.
 
-    A trial that, at the pace of those before it, would go beyond the share is not begun; the first one always is. One that
-    failed for a reason that may have passed is made anew by the next start, up to three times in all: no rung is left before
-    it, and the search has not ended.
+    A trial that, at the pace of those before it, would go beyond the share is not begun; the first one always is. At one that
+    failed for a reason that may have passed the search stops, for the next start to make it anew; after `TRIES` of them it
+    goes on without it. Where nothing but such failures came of any, it has not ended.
     """
     if not development:
         raise InputError("search: there are no development facts; right would be a smaller report.facts, or more data")
     tried = settings_to_try(search, values)
+    anew = [t for t in found.trials if t.passing and (t.tries < TRIES or not found.sound)]
     done = {(trial.number, trial.facts): trial for trial in found.trials}
     order = list(range(len(tried)))
     ended = "all rungs done"
@@ -126,7 +133,7 @@ def halve(
         order = order[:count]
         for number in order:
             before = done.get((number, size))
-            if before is not None and not before.passing:
+            if before is not None and before not in anew:
                 continue
             if found.spent and found.spent + _pace(number, found.trials) * size > search.device_seconds:
                 ended = f"the share of {search.device_seconds:g} device-seconds is used up"
@@ -134,15 +141,17 @@ def halve(
             trial = _try(search, number, tried[number], development[:size], measure)
             if before is not None:
                 found.trials.remove(before)
-                trial = _again(trial, before)
+                trial = replace(trial, tries=before.tries + 1)
             found.trials.append(trial)
             done[number, size] = trial
             kept()
+            if trial.passing and trial.tries < TRIES:
+                return found
         here = [number for number in order if (number, size) in done and done[number, size].token]
         order = sorted(here, key=lambda number: better(search, done[number, size].token), reverse=True)
-        if ended.startswith("the share") or any(trial.passing for trial in found.trials):
+        if ended.startswith("the share"):
             break
-    if ended.startswith("the share") or not any(trial.passing for trial in found.trials):
+    if found.sound or not any(trial.passing for trial in found.trials):
         found.chosen, found.ended = choose(search, found.trials), ended
     kept()
     return found
@@ -158,17 +167,11 @@ def choose(search: SearchSettings, trials: Sequence[Trial]) -> Setting | None:
     return {**best.setting, "converge.keep": best.round}
 
 
-def _again(trial: Trial, before: Trial) -> Trial:
-    """A trial that was made anew: it has been tried once more, and what never passes is no matter of the machines."""
-    tries = before.tries + 1
-    return replace(trial, tries=tries, passing=trial.passing and tries < TRIES)
-
-
 def _pace(number: int, trials: Sequence[Trial]) -> float:
     """Device-seconds per fact that this setting took last, or the others on average."""
-    sound = [trial for trial in trials if not trial.passing]
-    own = [trial for trial in sound if trial.number == number][-1:]
-    known = own or sound
+    counted = [trial for trial in trials if not trial.passing]
+    own = [trial for trial in counted if trial.number == number][-1:]
+    known = own or counted
     return sum(trial.device_seconds for trial in known) / sum(trial.facts for trial in known)
 
 

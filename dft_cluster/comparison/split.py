@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dft_cluster.comparison.settings import ReportSettings, SearchSettings
 from dft_cluster.errors import InputError
@@ -28,8 +28,9 @@ def split(
 ) -> Split:
     """The reported facts: the first `report.facts` with the probes asked for, or a seeded sample of them.
 
-    Development facts are drawn from those left over, without any that shares a prompt of any kind or its subject with a
-    reported one, here or in another data set (`elsewhere`): what is asked of the reported facts has no part in a choice.
+    Development facts are drawn from those left over, without any that is taught or rephrased by a prompt of a reported one, here
+    or in another data set (`elsewhere`), or shares its subject; and without such of their probes as a reported one is asked,
+    too. So what is asked of the reported facts has no part in a choice.
     """
     rich = [fact for fact in facts if len(fact.rephrases) >= report.rephrases and len(fact.locality) >= report.locality]
     notes = []
@@ -56,13 +57,16 @@ def split(
             f"{len(left)} others share a prompt or a subject with them; right would be a smaller report.facts, or more data"
         )
     drawn = random.Random(search.seed).sample(apart, min(search.facts, len(apart)))
+    development = [_without(fact, prompts) for fact in drawn]
     if len(left) > len(apart):
         notes.append(
             f"{len(left) - len(apart)} facts are kept from the search: they share a prompt or a subject with reported ones"
         )
     if len(drawn) < search.facts:
         notes.append(f"the search has {len(drawn)} development facts where {search.facts} were asked for")
-    return Split(reported, drawn, notes)
+    if lost := sum(map(_probes, drawn)) - sum(map(_probes, development)):
+        notes.append(f"{lost} probes are kept from the search: reported facts are asked them, too")
+    return Split(reported, development, notes)
 
 
 def _asked(fact: Fact) -> Iterator[str]:
@@ -72,4 +76,18 @@ def _asked(fact: Fact) -> Iterator[str]:
 
 
 def _shares(fact: Fact, prompts: set[str], subjects: set[str]) -> bool:
-    return any(prompt in prompts for prompt in _asked(fact)) or (bool(fact.subject) and plain(fact.subject) in subjects)
+    asked = any(plain(prompt) in prompts for prompt in (fact.prompt, *fact.rephrases))
+    return asked or (bool(fact.subject) and plain(fact.subject) in subjects)
+
+
+def _without(fact: Fact, prompts: set[str]) -> Fact:
+    """A fact without the probes that are among these prompts."""
+    locality, portability = (
+        tuple(probe for probe in probes if plain(probe.prompt) not in prompts)
+        for probes in (fact.locality, fact.portability)
+    )
+    return replace(fact, locality=locality, portability=portability)
+
+
+def _probes(fact: Fact) -> int:
+    return len(fact.locality) + len(fact.portability)

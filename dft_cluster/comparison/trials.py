@@ -7,7 +7,7 @@ from typing import Any
 
 from dft_cluster.comparison import reading
 from dft_cluster.comparison.running import Runs
-from dft_cluster.comparison.search import TRIES, Measured, Search, TrialFailedError, halve, rule
+from dft_cluster.comparison.search import Measured, Search, TrialFailedError, halve, rule
 from dft_cluster.comparison.settings import CompareSettings, SearchSettings, Setting, dotted, laid, sections
 from dft_cluster.config_file import validate
 from dft_cluster.facts.fact import Fact, fingerprint_of
@@ -74,10 +74,8 @@ class Searches:
     def failure(self, model: str, data: str, method: str) -> str:
         """Why a search has not ended."""
         found = self._of(model, data, method)
-        lost = [trial for trial in (found.trials if found else []) if trial.passing]
-        return "; ".join(
-            f"trial {trial.number} failed {trial.tries} of {TRIES} times: {trial.reason}" for trial in lost[:1]
-        )
+        lost = [trial for trial in (found.trials if found else []) if trial.passing][-1:]
+        return "".join(f"trial {trial.number} failed (start {trial.tries} of it): {trial.reason}" for trial in lost)
 
     def chosen(self, model: str, data: str, method: str) -> Setting:
         """What the search of this method (or of the one it is `like`) chose; nothing for one that is not searched."""
@@ -111,6 +109,7 @@ class Searches:
             "sections": _said(config.to_json()),
             "seed": self.seed,
             "facts": fingerprint_of(self.development[data]),
+            "ids": [fact.id for fact in self.development[data]],
         }
 
     def keep(self) -> None:

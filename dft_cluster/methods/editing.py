@@ -108,8 +108,8 @@ class Edits:
         center = layers.strongest(effects)
         best = effects[center]
         job.note(
-            f"causal tracing over {len(asked)} facts: the MLPs around layer {center} bring back most of the "
-            f"answer's probability ({100 * best:.1f} points); editing {_listed(chosen)} of 0 to {depth - 1}"
+            f"causal tracing over {len(asked)} facts: of those below the last block the MLPs around layer {center} bring back "
+            f"most of the answer's probability ({100 * best:.1f} points); editing {_listed(chosen)} of 0 to {depth - 1}"
         )
         if best < trace.LITTLE:
             job.note(

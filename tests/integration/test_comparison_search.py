@@ -134,7 +134,7 @@ def test_a_search_whose_trials_all_met_with_trouble_is_made_again(tree: Json) ->
     search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": {"full": {"train.lr": [1e-3, 2e-3]}}}
     found = run(tree, Troubled(), search=search)
     full, dft = (cell(found, f"tiny.places.{method}.0") for method in ("full", "dft"))
-    told = "its search has not ended: trial 0 failed 1 of 3 times: OSError: the disk is full"
+    told = "its search has not ended: trial 0 failed (start 1 of it): OSError: the disk is full"
     assert (full["status"], full["reason"]) == ("failed", told)
     assert dft["status"] == "finished"
     launches = Launches()

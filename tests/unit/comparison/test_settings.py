@@ -270,6 +270,11 @@ def test_values_that_no_config_allows_together_are_told_before_anything_starts()
     setting = "{'dft.scales': [1, 2], 'dft.rest': 0.5, 'method.top': 0.1}"
     assert f"search.over.dft: {setting}: dft.rest, dft.outside: a line search" in told
     checked({**TREE, "search": {"over": {"dft": over}, "trials": 1, "seed": 1}})  # none that is tried is such a one
+    # What is wrong with a model, or with one of the values, is said of it alone.
+    told = refused(models={"m": {}, "b": {"train": {"batch": -1}}}, search={"over": {"dft": {"method.top": [0.1]}}})
+    assert told.startswith("my.yaml: 1 problem\n") and "models.b: train.batch" in told, told
+    told = refused(search={"over": {"full": {"lr": [1e-3], "train.lr": [1e-4]}}})
+    assert told.startswith("my.yaml: 1 problem\n") and "search.over.full.lr: write it as section.key" in told, told
 
 
 @pytest.mark.parametrize("module", ["loading", "run"])

@@ -48,15 +48,18 @@ def test_a_fact_about_a_reported_subject_or_prompt_is_no_development_fact():
         Fact("prompt", "WHERE is  0?", "a", "b"),
         Fact("rephrased", "Something else?", "a", "b", rephrases=("Where is 2?",)),
         Fact("beside", "What else?", "a", "b", locality=(Probe("Who is near 1?", "a"),)),
-        Fact("behind", "What then?", "a", "b", portability=(Probe("who is  NEAR 1?", "a"),)),
+        Fact("behind", "What then?", "a", "b", portability=(Probe("who is  NEAR 1?", "a"), Probe("Who is far?", "a"))),
         Fact("taught", "Who is near 1?", "a", "b"),
         Fact("apart", "Something of its own?", "a", "b", locality=(Probe("Who is far?", "a"),)),
         Fact("no subject", "Something without one?", "a", "b", subject=""),
     ]
     found = split([*reported, *shared], ReportSettings(facts=3), search())
-    assert sorted(ids(found.development)) == ["apart", "no subject"]
-    assert any("6 facts are kept from the search" in note for note in found.notes)
-    assert any("2 development facts where 10" in note for note in found.notes)
+    assert sorted(ids(found.development)) == ["apart", "behind", "beside", "no subject"]
+    kept = {fact.id: [probe.prompt for probe in (*fact.locality, *fact.portability)] for fact in found.development}
+    assert kept == {"apart": ["Who is far?"], "behind": ["Who is far?"], "beside": [], "no subject": []}
+    assert any("2 probes are kept from the search" in note for note in found.notes)
+    assert any("4 facts are kept from the search" in note for note in found.notes)
+    assert any("4 development facts where 10" in note for note in found.notes)
 
 
 def test_what_another_data_set_reports_is_no_development_fact():
