@@ -172,7 +172,7 @@ def _level_differences(found: Json, model: str, data: str) -> Table:
         rows.append(row)
     note = (
         f"points above {found['reference']} ({found['on']} match) where both have the same reliability, with 95 % intervals: "
-        f"paired bootstrap over facts, {found['draws']} draws, in each of which the way to it is found anew, seeds averaged; at: "
+        f"paired bootstrap over facts, {found['draws']} draws, in each of which the way to it is found anew; at: "
         f"that reliability, above the level where one of the two passes it in its first round, which counts as it is; in "
         f"brackets: how many of the seeds that both have, and in how many draws, both pass one, where not all; "
         f"cost: how many times the device-seconds of these {found['reference']} takes to it"
@@ -188,7 +188,7 @@ def _compared_at(one: Json) -> str:
     seeds, share = one["compared"], one["compared_share"]
     some = [
         *([f"{seeds} of {one['pairs']} seeds"] if seeds < one["pairs"] else []),
-        *([f"{share:.0%} of draws"] if share not in (None, 1.0) else []),
+        *([f"{share:.0%} of draws"] if share is not None and share < 0.995 else []),
     ]
     return decimals(one["compared_at"]) + (f" ({', '.join(some)})" if some else "")
 
