@@ -74,7 +74,6 @@ def _unprepared(settings: CompareSettings, splits: Mapping[str, Split]) -> Itera
 
 def _searched(settings: CompareSettings, method: str) -> Iterator[dict[str, Any]]:
     """What a search will try of a method, or of the one that it is `like`."""
-
     search = settings.search
     if search is not None and (over := search.over.get(search.like.get(method, method))):
         yield from settings_to_try(search, over)

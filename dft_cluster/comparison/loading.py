@@ -1,6 +1,6 @@
 """Reads a comparison's config and says everything that is wrong with it at once, of every run that would come of it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dft_cluster.comparison.settings import CompareSettings, SearchSettings, dotted, laid, sections, settings_to_try
+from dft_cluster.comparison.settings import (
+    CompareSettings,
+    SearchSettings,
+    Setting,
+    dotted,
+    laid,
+    sections,
+    settings_to_try,
+)
 from dft_cluster.config_file import parse, validate
 from dft_cluster.errors import InputError
 
@@ -163,29 +171,16 @@ def _of_runs(settings: CompareSettings) -> Iterator[str]:
 
 
 def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[str]:
-    model, data = next(iter(settings.models)), next(iter(settings.data))
     for label, values in search.over.items():
-        sound = True
         if label not in settings.methods:
             yield f"search.over.{label}: is none of the methods ({', '.join(settings.methods)})"
             continue
-        known = set(_wrong(sections(settings, model, data, label)))
-        for name, tried in values.items():
-            if not all(name.partition(".")):
-                yield f"search.over.{label}.{name}: write it as section.key, for example train.lr"
-                sound = False
-                continue
-            refused = SAME | SEARCHED
-            if name in refused or name.partition(".")[0] in SHARED["methods"]:
-                yield f"search.over.{label}.{name}: {refused.get(name, 'is one for all methods, and no setting of one')}"
-                sound = False
-                continue
-            for value in tried:
-                tree = laid(sections(settings, model, data, label), dotted({name: value}))
-                known |= set(found := [problem for problem in _wrong(tree) if problem not in known])
-                yield from (f"search.over.{label}: {problem}" for problem in found)
-        if sound:
-            yield from _together(settings, search, label, known)
+        refused = {name: why for name in values if (why := _unsearchable(name))}
+        yield from (f"search.over.{label}.{name}: {why}" for name, why in refused.items())
+        sound = {name: tried for name, tried in values.items() if name not in refused}
+        singly = [{name: value} for name, tried in sound.items() for value in tried]
+        together = settings_to_try(search, values) if not refused else []
+        yield from _of_settings(settings, label, [*singly, *together])
     for label, other in search.like.items():
         if label not in settings.methods or label in search.over:
             yield f"search.like.{label}: must be one of the methods that search.over does not hold"
@@ -195,15 +190,25 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
             yield from _like(settings, label, other, search.over[other])
 
 
-def _together(settings: CompareSettings, search: SearchSettings, label: str, known: set[str]) -> Iterator[str]:
-    """What values that are sound one by one make of each other."""
+def _unsearchable(name: str) -> str:
+    """Why no search may set this key; nothing where one may."""
+    if not all(name.partition(".")):
+        return "write it as section.key, for example train.lr"
+    shared = "is one for all methods, and no setting of one" if name.partition(".")[0] in SHARED["methods"] else ""
+    return (SAME | SEARCHED).get(name, shared)
+
+
+def _of_settings(settings: CompareSettings, label: str, tried: Sequence[Setting]) -> Iterator[str]:
+    """What is wrong with a method's runs at these settings, each problem once; not what is without any."""
+    known: set[str] = set()
     for model, data in product(settings.models, settings.data):
         tree = sections(settings, model, data, label)
         known |= set(_wrong(tree))
-        for setting in settings_to_try(search, search.over[label]):
+        for setting in tried:
             found = [problem for problem in _wrong(laid(tree, dotted(setting))) if problem not in known]
             known |= set(found)
-            yield from (f"search.over.{label}: {setting}: {problem}" for problem in found)
+            where = f"{setting}: " if len(setting) > 1 else ""
+            yield from (f"search.over.{label}: {where}{problem}" for problem in found)
 
 
 def _like(settings: CompareSettings, label: str, other: str, chosen_too: Iterable[str]) -> Iterator[str]:

@@ -152,14 +152,13 @@ def halve(
         if ended.startswith("the share"):
             break
     if found.sound or not any(trial.passing for trial in found.trials):
-        found.chosen, found.ended = choose(search, found.trials), ended
+        found.chosen, found.ended = choose(search, found.sound), ended
     kept()
     return found
 
 
-def choose(search: SearchSettings, trials: Sequence[Trial]) -> Setting | None:
+def choose(search: SearchSettings, sound: Sequence[Trial]) -> Setting | None:
     """The setting that the rule takes, and its round to end with; the earliest of equals."""
-    sound = [trial for trial in trials if trial.token]
     if not sound:
         return None
     most = max(trial.facts for trial in sound)

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dft_cluster.comparison.tables import tables
+from dft_cluster.config import ONE_ROUND
 from tests import tiny
 from tests.integration.comparisons import Json, cell, folder, run, small
 from tests.integration.methods import METHODS
@@ -21,11 +21,10 @@ def tree(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> J
     tree["base"]["evaluate"] = {"protocols": ["teacher_forced", "likelihood"]}
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"After {one} comes {other}." for one in tiny.OLD for other in tiny.NEW))
-    tree["base"]["editing"] = {"covariance": str(text), "covariance_samples": 100, "covariance_weight": 10}
-    rounds: Any = {"rome": 1, "memit": 1, "interpolate": 1}
+    tree["base"]["editing"] = {"covariance": str(text), "covariance_samples": 100}
     methods = {name: dict(METHODS[name]) for name in NAMES}
     for name, sections in methods.items():
-        sections["method"] = {**sections["method"], "rounds": rounds.get(name, 2)}
+        sections["method"] = {**sections["method"], "rounds": 1 if name in ONE_ROUND else 2}
     return {**tree, "methods": methods, "seeds": [0, 1], "report": {"facts": 6}, "levels": [1]}
 
 

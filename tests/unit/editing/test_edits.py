@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from dft_cluster.arithmetic.closed_form import closed_form
 from dft_cluster.config_file import validate
-from dft_cluster.editing import layers
 from dft_cluster.editing.anatomy import Anatomy
 from dft_cluster.editing.covariance import Covariance
 from dft_cluster.editing.requests import request, subjects
@@ -79,17 +78,6 @@ def weight_of(anatomy: Anatomy, layer: int) -> torch.Tensor:
     """The down-projection's weight as [hidden, inner], however it is stored."""
     stored: Any = anatomy.downs[layer].weight
     return stored.detach().T if anatomy.places[layer].stored_in_out else stored.detach()
-
-
-def test_one_down_projection_in_each_block(folder: Path) -> None:
-    places = down_projections(skeleton(folder))
-    shapes = {p.name: p.shape for p in parameters(folder)}
-    assert [place.layer for place in places] == [0, 1]
-    for place in places:
-        assert (place.hidden, place.inner) in {(32, 64), (32, 128)}
-        wanted = (place.inner, place.hidden) if place.stored_in_out else (place.hidden, place.inner)
-        assert shapes[place.weight] == wanted
-    assert all(place.stored_in_out for place in places) == ("GPT2" in type(skeleton(folder)).__name__)
 
 
 def test_rome_gives_the_value_by_a_change_of_rank_one(folder: Path) -> None:
@@ -313,24 +301,6 @@ def test_memit_over_several_layers_is_the_closed_form_layer_by_layer(
         torch.testing.assert_close(found, weight_of(anatomy, layer), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("chosen", "most", "told"),
-    [
-        ([2], 5, r"\[2\] of a model whose layers are 0 to 1"),
-        ([-1], 5, "0 to 1"),
-        ([], 5, "one or more of 0 to 0"),
-        ([0, 0], 5, "each once"),
-        ([0, 1], 1, "rome edits one layer"),
-        ("all", 5, "goes with ft_c"),
-        ([0, 1], 5, r"method\.layers: 1 is the last block.* Right would be one or more of 0 to 0"),
-        ([1], 1, "1 is the last block"),
-    ],
-)
-def test_layers_that_cannot_be(chosen: Any, most: int, told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        layers.check(chosen, 2, most)
-
-
 @pytest.mark.parametrize("wanted", ["auto", "trace", [0]])
 def test_a_model_of_one_block_is_refused(wanted: Any, tmp_path: Path, tiny_facts: Path) -> None:
     """Nothing reads what its only block gives at the subject."""
@@ -338,21 +308,6 @@ def test_a_model_of_one_block_is_refused(wanted: Any, tmp_path: Path, tiny_facts
     work = job(folder, tiny_facts, "memit", [], method={"layers": wanted})
     with pytest.raises(InputError, match=r"model\.name: rome and memit.*one block alone"):
         Memit(work.config).weights(work.config, folder, work.parameters)
-
-
-def test_layers_lie_together_and_inside() -> None:
-    for depth in (2, 4, 12, 30, 32, 80):
-        for count in (1, 5):
-            chosen = layers.by_rule(depth, count)
-            assert chosen == list(range(chosen[0], chosen[-1] + 1)) and chosen[0] >= 0 and chosen[-1] < depth - 1
-            assert len(chosen) == min(count, depth - 1)
-    assert [layers.by_rule(30, count) for count in (1, 5)] == [[6], [4, 5, 6, 7, 8]]
-    assert layers.by_effect([0.1, 0.5, 0.2, 0.0], 1) == [1]
-    assert layers.by_effect([0.1, 0.5, 0.2, 0.0, 0.0], 3) == [0, 1, 2]
-    assert layers.by_effect([0.0, 0.0, 0.9], 2) == [0, 1], (
-        "of the last block nothing reads what it gives at the subject"
-    )
-    assert layers.by_effect([0.0] * 28 + [0.5, 0.6], 5) == [24, 25, 26, 27, 28]
 
 
 @pytest.mark.parametrize("method", [Rome, Memit])
@@ -368,56 +323,3 @@ def test_what_cannot_be_edited_is_refused_at_once(method: Any, tiny_model: Path,
     assert "train.zero_stage" in told and "right would be 2" in told
     assert "train.adapter" in told
     assert "5 of 5 facts have none: tiny-0, tiny-1" in told
-
-
-def test_a_model_without_an_mlp_is_told_what_was_looked_for() -> None:
-    plain = torch.nn.Linear(2, 2)
-    with pytest.raises(InputError, match="no list of blocks"):
-        down_projections(plain)
-    blocks = torch.nn.Module()
-    blocks.layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(4, 4))])
-    blocks.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=4))
-    with pytest.raises(InputError, match=r"layers\.0 has none; looked for.*hidden size 4 to.*The block has 0 4→4"):
-        down_projections(blocks)
-
-
-@pytest.mark.parametrize("config", [SimpleNamespace(n_embd=4), SimpleNamespace(hidden_size=[4, 8])])
-def test_a_config_without_a_hidden_size_is_told(config: Any) -> None:
-    model = torch.nn.Module()
-    model.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
-    model.config = SimpleNamespace(get_text_config=lambda: config)
-    with pytest.raises(InputError, match=r"model\.name: .*SimpleNamespace has no hidden_size .*attribute_map"):
-        down_projections(model)
-
-
-def convolving(kind: str, **own: Any) -> torch.nn.Module:
-    config = AutoConfig.for_model(kind, vocab_size=64, hidden_size=32, num_hidden_layers=2, **own)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def test_a_convolution_is_no_mixture_of_experts() -> None:
-    """It mixes tokens: an MLP beside it is found, and the maps around it are none (Mamba's look like one)."""
-    kinds = {"layer_types": ["conv", "full_attention"], "num_attention_heads": 4, "num_key_value_heads": 2}
-    beside = down_projections(convolving("lfm2", intermediate_size=64, block_auto_adjust_ff_dim=False, **kinds))
-    assert [(one.name, one.inner) for one in beside] == [(f"model.layers.{i}.feed_forward.w2", 64) for i in (0, 1)]
-    with pytest.raises(
-        InputError, match=r"layers\.0 has none; .*modules that convolve.*mixer\.in_proj 32→128"
-    ) as caught:
-        down_projections(convolving("mamba"))
-    assert "experts" not in str(caught.value)
-
-
-def test_a_mixture_of_experts_is_refused() -> None:
-    def expert() -> torch.nn.Module:
-        one = torch.nn.Module()
-        one.up, one.down = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
-        return one
-
-    block = torch.nn.Module()
-    block.experts = torch.nn.ModuleDict({"a": expert(), "b": expert()})
-    model = torch.nn.Module()
-    model.layers = torch.nn.ModuleList([block])
-    model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=4))
-    with pytest.raises(InputError, match="mixture of experts"):
-        down_projections(model)
