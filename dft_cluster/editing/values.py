@@ -9,7 +9,8 @@ At one place of the model, at the subject's last token, a vector h is moved by
 by Adam, with ‖δ‖ ≤ clamp · ‖h‖ after each step, until the loss falls below `ENOUGH`. The prefixes take turns, one a step: the
 cost of a step does not depend on their number. All facts of a batch are sought at once, one row of δ each, each with its own
 stop. What cannot change is computed once: the tokens before the subject's end lie in a cache (not where a layer keeps a state
-instead of keys and values), and the blocks below the place are entered with what they gave the first time.
+instead of keys and values, or sees but a short window), and the blocks below the place are entered with what they gave the first
+time.
 """
 
 import copy
@@ -282,7 +283,7 @@ def _collate(anatomy: Anatomy, requests: Sequence[Request], *, cached: bool) -> 
             fact.append(number)
         essences.append((row, end - 1 - cut))
     device = anatomy.device
-    cache = _remember(anatomy, earlier.to(device)) if before else None
+    cache = _remember(anatomy, earlier.to(device), before + after) if before else None
     if before and cache is None:
         return _collate(anatomy, requests, cached=False)
     rows = [row for row, *_ in asked] + [row for row, _ in essences]
@@ -298,13 +299,19 @@ def _collate(anatomy: Anatomy, requests: Sequence[Request], *, cached: bool) -> 
 
 
 @torch.no_grad()
-def _remember(anatomy: Anatomy, ids: Tensor) -> Any:
+def _remember(anatomy: Anatomy, ids: Tensor, width: int) -> Any:
     """Keys and values of the tokens before. No mask: a token's attention never sees the padding, which comes after it.
 
-    None where a layer keeps a state (linear attention, a convolution): the padding is in it, and rows cannot be chosen from it.
+    None where a layer keeps a state (linear attention, a convolution), for the padding is in it, and rows cannot be chosen from
+    it; and where a layer looks back over less than the whole `width`, for the padding would push a row's own tokens out of sight.
     """
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     with anatomy.head_at(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)):
         cache = anatomy.forward(ids, torch.ones_like(ids), positions, keep=True).past_key_values
-    attends = all(hasattr(one, "batch_select_indices") and not hasattr(one, "recurrent_states") for one in cache.layers)
-    return cache if attends else None
+    return cache if all(_keeps(layer, width) for layer in cache.layers) else None
+
+
+def _keeps(layer: Any, width: int) -> bool:
+    """Whether this part of a cache holds keys and values of that many tokens, each row its own."""
+    attends = hasattr(layer, "batch_select_indices") and not hasattr(layer, "recurrent_states")
+    return attends and getattr(layer, "sliding_window", width) >= width

@@ -86,6 +86,19 @@ def test_a_state_that_took_in_the_padding_is_no_cache(layout: Layout, tmp_path: 
             torch.testing.assert_close(found.wanted[number], alone.wanted[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("window", [4, 16, 64])
+def test_a_window_that_padding_would_fill_is_no_cache(layout: Layout, tmp_path: Path, window: int) -> None:
+    """Rows of 17 to 24 tokens, of which those before the subject's end lie to the left of padding; 64 holds all of both."""
+    folder = tiny.architecture("mistral", tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, sliding_window=window).eval()
+    asked = [request(layout, fact, PREFIXES) for fact in facts(3)]
+    for place in PLACES[:2]:
+        found = seek(Anatomy(model), asked, place, SETTINGS, 4.0)
+        without = seek(Anatomy(model), asked, place, SETTINGS, 4.0, cached=False)
+        torch.testing.assert_close(found.wanted, without.wanted, rtol=1e-4, atol=1e-4)
+        assert not torch.equal(found.wanted, found.given)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_loss_is_the_one_that_is_defined(anatomy: Anatomy, layout: Layout, inside: bool) -> None:
     """Put into the plain model by a hook, the value gives the loss that was told."""
