@@ -1,6 +1,7 @@
 """A comparison on one device, several of its runs beside each other, each in a fresh process of its own and without Ray.
 
     python -m benchmarks.beside CONFIG.yaml [dotted.key=value …] [--at-once 8] [--heavy 4] [--seconds 500] [--only dft,full]
+                                [--searches] [--tables]
 
 The same folder, searches and cells as `jobs/compare.py` makes of the same config, which goes on from there. Small runs leave
 most of a large device idle; beside each other they fill it, and their seconds say nothing about the methods' cost. What is not
@@ -112,10 +113,10 @@ def _done(comparison: Comparison, task: Task) -> Done:
     return Done("" if row.finished else row.reason)
 
 
-def left_to_do(settings: CompareSettings, done: set[Task], only: Collection[str]) -> list[Task]:
-    """In the order of their turns: the cells of these methods that are not done, and what those wait for."""
+def left_to_do(settings: CompareSettings, done: set[Task], only: Collection[str], kind: str) -> list[Task]:
+    """In the order of their turns: the cells (or searches) of these methods that are not done, and what those wait for."""
     order = sorted(tasks(settings), key=_turn)
-    left = {task for task in order if task.kind == "cell" and task.labels[2] in only} - done
+    left = {task for task in order if task.kind == kind and task.labels[2] in only} - done
     for _ in range(2):  # a cell waits for its search, and both for a warm-up
         left |= {first for task in left for first in task.after} - done
     return [task for task in order if task in left]
@@ -131,7 +132,8 @@ def finished(whole: Comparison) -> set[Task]:
 def to_the_end(whole: Comparison, asked: argparse.Namespace, scratch: Path) -> tuple[bool, dict[Task, str]]:
     """Whether everything was begun in time and came to its end; and why what failed did."""
     began, searches, done = time.monotonic(), whole.searches, finished(whole)
-    left = left_to_do(whole.settings, done, asked.only.split(",") if asked.only else whole.settings.methods)
+    only = asked.only.split(",") if asked.only else whole.settings.methods
+    left = left_to_do(whole.settings, done, only, "search" if asked.searches else "cell")
     running: dict[Future[Done], Task] = {}
     failed: dict[Task, str] = {}
     broken = False
@@ -177,6 +179,7 @@ def main() -> int:
     asking.add_argument("--heavy", type=int, default=4)
     asking.add_argument("--seconds", type=float, default=float("inf"))
     asking.add_argument("--only", help="methods by label, with commas between them; the others are left")
+    asking.add_argument("--searches", action="store_true", help="search, and run no cell")
     asking.add_argument("--tables", action="store_true", help="write the results at the end")
     asked = asking.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="dft-beside-") as name:

@@ -27,7 +27,8 @@ def test_runs_beside_each_other_leave_nothing_to_do(tiny_model: Path, tmp_path: 
 
     def beside(*more: str) -> list[str]:
         done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
-        return [line.split("] ", 1)[1].split(" {")[0] for line in done.stdout.splitlines() if line.startswith("[ ")]
+        told = [line.split("] ", 1)[1] for line in done.stdout.splitlines() if line.startswith("[ ")]
+        return [text for text in told if text.startswith(("warm (", "search (", "cell ("))]
 
     room = tmp_path / "runs" / "both"
     room.mkdir(parents=True)
@@ -37,8 +38,10 @@ def test_runs_beside_each_other_leave_nothing_to_do(tiny_model: Path, tmp_path: 
     [warm, cell] = beside("--only", "dft")
     assert warm.startswith("warm ('tiny', 'places', 0)")
     assert cell.startswith("cell ('tiny', 'places', 'dft', 0)")
-    *_, search, last = beside("--tables")
+    _, search = beside("--searches")
     assert search.startswith("search ('tiny', 'places', 'full')")
+    assert beside("--searches") == []
+    *_, last = beside("--tables")
     assert last.startswith("cell ('tiny', 'places', 'full', 0)")
     assert (room / "comparison.md").exists()
     launches = Launches()
