@@ -1,13 +1,10 @@
 """The whole job as one typed tree. Imports no torch, so a bad config fails in a second."""
 
 import json
-from collections.abc import Iterable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-from dft_cluster import storage_uri
 
 
 def no_boolean(value: object) -> object:
@@ -330,13 +327,6 @@ class Config(_Section):
             return {**tree, "train": {"adapter": "lora", **tree.get("train", {})}}
         return {**tree, "method": {"rounds": 1, **tree["method"]}} if name in ONE_ROUND else tree
 
-    @model_validator(mode="after")
-    def _combinations(self) -> "Config":
-        problems = list(impossible(self))
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
-
     def to_json(self) -> dict[str, Any]:
         """The resolved tree as plain JSON values, T as the decimal that was written."""
         return json.loads(self.model_dump_json())
@@ -354,37 +344,3 @@ class Config(_Section):
     def in_groups(self, groups: Literal[1, 2]) -> "Config":
         """The same with so many groups."""
         return self.model_copy(update={"cluster": self.cluster.model_copy(update={"groups": groups})})
-
-
-def impossible(config: Config) -> Iterable[str]:
-    """Combinations that no run can honour, each naming its keys and what would be right."""
-    train, facts = config.train, config.facts
-    if config.method.name == "lora" and train.adapter != "lora":
-        yield f"train.adapter: method.name=lora is plain fine-tuning of an adapter (it is {train.adapter}); leave it out"
-    if config.method.layers != "auto" and config.method.name not in (*ONE_ROUND, "ft_c"):
-        yield f"method.layers: goes with rome, memit and ft_c (the method is {config.method.name}); leave it out"
-    if config.dft.scales and config.dft.everywhere:
-        yield "dft.rest, dft.outside: a line search (dft.scales) moves all that was added; leave one of them out"
-    if config.method.name in ONE_ROUND and config.method.rounds > 1:
-        yield f"method.rounds: {config.method.name} is done in one round (it is {config.method.rounds}); leave it out"
-    if train.offload == "all" and train.zero_stage != 3:
-        yield f"train.offload: all moves sharded weights, which needs train.zero_stage=3 (it is {train.zero_stage})"
-    if facts.format == "pairs" and facts.path.count(",") != 1:
-        yield f"facts.path: format pairs takes two files, old.json,new.json (it is {facts.path!r})"
-    if facts.file is not None and facts.format != "hub":
-        yield f"facts.file: only goes with facts.format=hub (it is {facts.format})"
-    if config.converge.keep == "best" and config.evaluate.every > config.method.rounds:
-        yield "evaluate.every: converge.keep=best needs at least one evaluated round (method.rounds is smaller)"
-    if isinstance(config.converge.keep, int) and config.converge.keep > config.method.rounds:
-        yield f"converge.keep: round {config.converge.keep} of method.rounds={config.method.rounds}; right would be one of these"
-    if facts.seed is not None and facts.limit is None:
-        yield "facts.seed: chooses which facts a facts.limit takes, and there is none"
-    if config.model.name == "smollm2-135m" and (config.model.gguf, config.model.revision) != (None, None):
-        yield "model.gguf, model.revision: do not go with model.name=smollm2-135m, which comes with its package"
-    if "://" in config.run.dir and (strange := storage_uri.strange(config.run.dir)):
-        yield (
-            f"run.dir: a storage URI must not hold a key, and this one has {', '.join(strange)}; the storage's own "
-            f"environment variables are read instead (it may say {', '.join(sorted(storage_uri.OPTIONS))})"
-        )
-    if "teacher_forced" not in config.evaluate.protocols:
-        yield "evaluate.protocols: teacher_forced must be among them, the stop rule reads it"

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dft_cluster.config import Config, impossible
+from dft_cluster.combinations import impossible
+from dft_cluster.config import Config
 from dft_cluster.errors import InputError
 
 
@@ -87,14 +88,13 @@ def _override(tree: dict[Any, Any], override: str, problems: list[str]) -> dict[
 def validate(tree: Mapping[Any, Any], source: str = "config", problems: Iterable[str] = ()) -> Config:
     """The typed config, or one InputError that lists every problem (those found before, too)."""
     tree = {key: {} if value is None else value for key, value in tree.items()}
-    found = list(problems)
+    found, cause = list(problems), None
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        found += _told(error, tree)
-        cause: Exception | None = error
+        found, cause = found + _told(error, tree), error
     else:
-        cause = None
+        found += impossible(config)
     if not found:
         return config
     listed = "\n".join(f"  {problem}" for problem in found)
@@ -109,8 +109,6 @@ def _told(error: ValidationError, tree: Mapping[Any, Any]) -> list[str]:
         place, message, ends_with = _problem(item)
         lines.setdefault(place, []).append(message)
         ends[place] = ends_with
-    if "" in lines:
-        return lines[""][0].split("\n")
     try:
         sound = Config.model_construct(
             None, **{name: _sound(name, tree.get(name), lines) for name in Config.model_fields}
@@ -137,8 +135,6 @@ def _problem(item: Mapping[str, Any]) -> tuple[str, str, str]:
     # What follows a key in the place of an error is pydantic's name for one of several types that it tried.
     place = ".".join(map(str, loc[:2])) + "".join(f".{part}" for part in loc[2:] if isinstance(part, int))
     message = item["msg"].removeprefix("Value error, ")
-    if not loc:
-        return "", message, ""
     if item["type"] == "model_type":
         message = f"must be a section with keys of its own ({', '.join(_keys()[str(loc[0])])})"
     return place, f"{message[0].lower()}{message[1:]}", f" (it is {item['input']!r})"

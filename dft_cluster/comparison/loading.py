@@ -180,7 +180,7 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
         sound = {name: tried for name, tried in values.items() if name not in refused}
         singly = [{name: value} for name, tried in sound.items() for value in tried]
         together = settings_to_try(search, values) if not refused else []
-        yield from _of_settings(settings, label, [*singly, *together])
+        yield from _of_settings(settings, f"search.over.{label}", label, [*singly, *together])
     for label, other in search.like.items():
         if label not in settings.methods or label in search.over:
             yield f"search.like.{label}: must be one of the methods that search.over does not hold"
@@ -188,6 +188,9 @@ def _of_search(settings: CompareSettings, search: SearchSettings) -> Iterator[st
             yield f"search.like.{label}: {other!r} is none of those that are searched ({', '.join(search.over)})"
         elif {label, other} <= settings.methods.keys():
             yield from _like(settings, label, other, search.over[other])
+            if not any(map(_unsearchable, search.over[other])):
+                tried = settings_to_try(search, search.over[other])
+                yield from _of_settings(settings, f"search.like.{label}", label, tried)
 
 
 def _unsearchable(name: str) -> str:
@@ -198,7 +201,7 @@ def _unsearchable(name: str) -> str:
     return (SAME | SEARCHED).get(name, shared)
 
 
-def _of_settings(settings: CompareSettings, label: str, tried: Sequence[Setting]) -> Iterator[str]:
+def _of_settings(settings: CompareSettings, place: str, label: str, tried: Sequence[Setting]) -> Iterator[str]:
     """What is wrong with a method's runs at these settings, each problem once; not what is without any."""
     known: set[str] = set()
     for model, data in product(settings.models, settings.data):
@@ -208,7 +211,7 @@ def _of_settings(settings: CompareSettings, label: str, tried: Sequence[Setting]
             found = [problem for problem in _wrong(laid(tree, dotted(setting))) if problem not in known]
             known |= set(found)
             where = f"{setting}: " if len(setting) > 1 else ""
-            yield from (f"search.over.{label}: {where}{problem}" for problem in found)
+            yield from (f"{place}: {where}{problem}" for problem in found)
 
 
 def _like(settings: CompareSettings, label: str, other: str, chosen_too: Iterable[str]) -> Iterator[str]:

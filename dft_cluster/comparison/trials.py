@@ -33,26 +33,30 @@ class Searches:
             yield f"{model}.{data}.{method}", model, data, method
 
     def take_up(self) -> list[str]:
-        """Reads what an earlier start left, and says which searches were begun with another budget or other facts."""
+        """Reads what an earlier start left, and says which searches were begun with another budget or other facts.
+
+        One of which no trial came to anything may be asked for otherwise: what was wrong may have been the asking.
+        """
         if not self.runs.room.exists(FILE):
             return []
         kept = self.runs.room.read_json(FILE)
         self._others = {part: kept[part] for part in self._others}
         problems = []
         for name, model, data, method in self._each():
-            begun = kept["searches"].get(name, {}).get("trials") or self.runs.room.folders(f"search/{name}")
-            now, before = self._asked(model, data, method), kept["asked"].get(name, {}) if begun else {}
+            found = Search.from_json(kept["searches"][name]) if name in kept["searches"] else Search()
+            now, before = self._asked(model, data, method), kept["asked"].get(name, {})
             if before:
                 before = {**before, "sections": _said(filled(before["sections"]))}
                 if before.get("model") and before["model"] == now["model"]:  # the same, wherever it lies by now
                     before["sections"]["model"] |= {"name": now["sections"]["model"]["name"]}
-            if changed := [key for key in before if before[key] != now[key]]:
+            changed = [key for key in before if before[key] != now[key]]
+            if not changed:
+                self.found[name] = found
+            elif any(not trial.passing for trial in found.trials) or self.runs.room.folders(f"search/{name}"):
                 problems.append(
                     f"{self.runs.room.uri}/{FILE}: the search {name} was begun with other {', '.join(changed)}; it cannot go "
                     "on (name another comparison, or change back)"
                 )
-            if name in kept["searches"]:
-                self.found[name] = Search.from_json(kept["searches"][name])
         return problems
 
     def to_the_end(self, after_each: Callable[[], Any]) -> None:

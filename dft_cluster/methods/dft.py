@@ -53,28 +53,8 @@ class Dft(OfTheWhole):
 
     def check(self, job: Job) -> None:
         """k = 0 would select nothing, ever."""
-        method, variant = job.config.method, job.config.dft
-        if variant.add == "difference" and (variant.mask, variant.by) != ("conflict", "difference"):
-            raise InputError(
-                "dft.add: the difference is known where it ranks the conflicts, and dft.mask is "
-                f"{variant.mask}, dft.by {variant.by}; right would be new"
-            )
-        if variant.by == "new" and not self.contrasts:
-            raise InputError(f"dft.by: dft.mask={variant.mask} is ranked by itself; leave it out")
-        if variant.scales and job.config.train.adapter != "none":
-            raise InputError(
-                "dft.scales: a line search needs θ of the round's start, which an adapter does not keep; right would be none"
-            )
-        if not self.contrasts and (variant.reuse > 1 or variant.renew or variant.old_epochs):
-            raise InputError(
-                f"dft.reuse, dft.renew, dft.old_epochs: dft.mask={variant.mask} does without the old answers; leave them out"
-            )
+        method = job.config.method
         if method.of == "conflicts":
-            if variant.mask != "conflict":
-                raise InputError(
-                    f"method.of: with dft.mask={variant.mask} there are no conflicts to take a share of; right would be all, of "
-                    "which every mask takes as many"
-                )
             return
         sizes = {p.name: p.numel for p in job.parameters}
         counted = sizes if method.scope == "tensor" else {"the model": sum(sizes.values())}

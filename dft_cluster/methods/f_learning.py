@@ -7,9 +7,8 @@ Forgetting and learning may each train all weights or an adapter, whose product 
 """
 
 from dft_cluster.config import Config
-from dft_cluster.errors import InputError
 from dft_cluster.methods.clock import Clock
-from dft_cluster.methods.full import go_on, refuse_schedule
+from dft_cluster.methods.full import go_on
 from dft_cluster.methods.job import THETA, Adapter, Holds, Job, OfTheWhole, Outcome, refuse_lost_losses
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
@@ -21,18 +20,6 @@ class FLearning(OfTheWhole):
     def adapter(self, config: Config, number: int) -> Adapter:
         chosen = config.f_learning.forget if number == FORGETS else config.f_learning.learn
         return "lora" if chosen == "lora" else "none"
-
-    def check(self, job: Job) -> None:
-        refuse_schedule(job, first=FORGETS + 1)
-        if job.config.train.adapter != "none":
-            raise InputError(
-                "train.adapter: f_learning has a setting for each of its halves; right would be none, with "
-                "f_learning.forget=lora or f_learning.learn=lora"
-            )
-        if job.config.method.rounds < FORGETS + 1:
-            raise InputError(
-                "method.rounds: f_learning forgets in round 1 and learns after it; right would be at least 2"
-            )
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:
         if number != FORGETS:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dft_cluster.config import Config
 from dft_cluster.errors import InputError
-from dft_cluster.methods.full import go_on, refuse_schedule
+from dft_cluster.methods.full import go_on
 from dft_cluster.methods.job import Job, OfTheWhole, Outcome
 from dft_cluster.models.mlp import down_projections
 from dft_cluster.models.structure import Parameter, skeleton
@@ -36,11 +36,6 @@ class FtC(OfTheWhole):
             )
         names = {projections[layer].weight for layer in layers}
         return [p for p in parameters if p.name in names]
-
-    def check(self, job: Job) -> None:
-        refuse_schedule(job)
-        if job.config.train.adapter != "none":
-            raise InputError("train.adapter: ft_c bounds the weights themselves; right would be none")
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:
         team.everyone.call(Rank.limit, job.source, job.config.ft_c.epsilon)

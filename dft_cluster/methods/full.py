@@ -5,16 +5,12 @@ fine-tune of n times as many epochs, looked at in between. With `train.adapter=l
 to low-rank products beside the weights (Hu et al. 2022), which are merged at the end.
 """
 
-from dft_cluster.errors import InputError
 from dft_cluster.methods.job import TRAINING, Job, OfTheWhole, Outcome, refuse_lost_losses
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
 
 
 class Full(OfTheWhole):
-    def check(self, job: Job) -> None:
-        refuse_schedule(job)
-
     def round(self, team: Team, job: Job, number: int) -> Outcome:
         return go_on(team, job, number)
 
@@ -24,13 +20,3 @@ def go_on(team: Team, job: Job, number: int) -> Outcome:
     new, *_ = team.everyone.call(Rank.fine_tune, job.new, job.pad, number, "new")
     refuse_lost_losses(number, new=new)
     return Outcome({"new": new.losses}, {"new": new.tokens}, {"new": new.seconds}, holds=TRAINING)
-
-
-def refuse_schedule(job: Job, first: int = 1) -> None:
-    """The rounds from `first` on are one fine-tune, and a schedule ends with a round."""
-    schedule, rounds = job.config.train.schedule, job.config.method.rounds
-    if schedule != "constant" and rounds > first:
-        raise InputError(
-            f"train.schedule: {schedule} would begin anew in each of rounds {first} to {rounds} (method.rounds), which are one "
-            f"fine-tune; right would be constant, or method.rounds={first}"
-        )

@@ -143,6 +143,26 @@ def test_a_search_whose_trials_all_met_with_trouble_is_made_again(tree: Json) ->
     assert cell(again, "tiny.places.full.0")["status"] == "finished"
 
 
+def test_a_search_of_which_nothing_came_may_be_asked_for_otherwise(tree: Json) -> None:
+    """What no adapter of this model can be is found where a trial is prepared, and may be mended in the same folder."""
+    methods = {"dft": {}, "full": {"train": {"adapter": "lora"}}}
+
+    def kinds(*tried: list[str]) -> Json:
+        return {"facts": 2, "trials": 1, "device_seconds": 100, "over": {"full": {"lora.kinds": tried}}}
+
+    found = run(tree, methods=methods, search=kinds([]))
+    assert "its search has not ended: trial 0 failed" in cell(found, "tiny.places.full.0")["reason"]
+    assert "matches no module" in cell(found, "tiny.places.full.0")["reason"]
+    launches = Launches()
+    again = run(tree, launches, methods=methods, search=kinds(["mlp"]))
+    assert launches.names == ["trial-000-2", "tiny.places.full.0"]
+    assert cell(again, "tiny.places.full.0")["status"] == "finished"
+    [trial] = again["search"]["searches"]["tiny.places.full"]["trials"]
+    assert (trial["setting"], trial["tries"]) == ({"lora.kinds": ["mlp"]}, 1)
+    with pytest.raises(InputError, match=r"search tiny\.places\.full was begun with other over"):
+        run(tree, methods=methods, search=kinds(["attention"]))
+
+
 def test_the_searches_of_methods_that_are_left_out_stay(tree: Json) -> None:
     over = {"dft": {"method.top": [0.1, 0.3]}, "full": {"train.lr": [1e-3, 2e-3]}}
     search = {"facts": 2, "trials": 2, "device_seconds": 100, "over": over}
@@ -209,5 +229,5 @@ def test_what_a_control_refuses_of_the_settings_that_it_would_take_over_is_told_
     file.write_text(yaml.safe_dump({**tree, "base": base, "methods": methods, "search": search}))
     assert main([str(file), "--check"]) == 2
     told = capsys.readouterr().err
-    assert "tiny.places.random with {'dft.old_epochs': 1}: " in told and "does without the old answers" in told
-    assert "tiny.places.dft" not in told
+    assert "1 problem\n  search.like.random: dft.reuse, dft.renew, dft.old_epochs: " in told
+    assert "does without the old answers" in told

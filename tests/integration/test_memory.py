@@ -47,7 +47,7 @@ def test_the_delicate_step_costs_eight_bytes_an_element(tmp_path: Path, stage: i
     weights = prepared.parameters
     elements = sum(p.numel for p in weights)
     assert 4 * elements > 150 << 20, "large enough to tell 64 MiB from what the method keeps"
-    examples = [Example(tuple(range(i, i + 12)), 8, 12) for i in range(1, 5)]
+    examples, others = ([Example(tuple(range(i, i + 12)), 8, 12) for i in range(at, at + 4)] for at in (1, 40))
     source = Source(ModelSettings(name=str(model)))
 
     plain = ActorTeam([Eyes.crew(1)], 300, silent)
@@ -61,7 +61,7 @@ def test_the_delicate_step_costs_eight_bytes_an_element(tmp_path: Path, stage: i
 
     pair = ActorTeam([Eyes.crew(1), Eyes.crew(1)], 300, silent)
     assemble(pair, config, source, weights, device="cpu", threads=1)
-    job = replace(prepared.job(source), old=examples, new=list(reversed(examples)))
+    job = replace(prepared.job(source), old=examples, new=others)
     for number in (1, 2):
         Dft(config).round(pair, job, number)
         pair.new.each(Rank.write_part, [(str(tmp_path), f"part-{number}", True, False)])

@@ -281,37 +281,12 @@ def test_every_method_on_every_family(tiny_facts: Path, tmp_path: Path, family: 
         ("full", {"lora": {"kinds": []}, "train": {"adapter": "lora"}}, "matches no module"),
         ("ft_c-layer", {"method": {"layers": [0, 2]}}, "layers are 0 to 1"),
         ("ft_c", {"method": {"layers": "trace"}}, "trace goes with rome and memit"),
-        ("ft_c", {"train": {"adapter": "lora"}}, "bounds the weights themselves"),
-        ("f_learning", {"train": {"adapter": "lora"}}, "f_learning.forget=lora"),
-        ("f_learning", {"method": {"rounds": 1}}, "at least 2"),
-        ("full", {"train": {"schedule": "linear"}}, "rounds 1 to 2 .* constant, or method.rounds=1"),
-        (
-            "f_learning",
-            {"method": {"rounds": 3}, "train": {"schedule": "cosine"}},
-            "rounds 2 to 3 .* or method.rounds=2",
-        ),
-        ("new", {"dft": {"add": "difference"}}, "dft.mask is new"),
-        ("by-new", {"dft": {"add": "difference"}}, "dft.by new"),
-        ("random", {"dft": {"by": "new"}}, "dft.by: dft.mask=random is ranked by itself"),
-        ("random", {"dft": {"reuse": 2, "old_epochs": 1}}, "does without the old answers"),
-        ("dft-lora", {"dft": {"scales": [1, 2]}}, "dft.scales: a line search"),
-        ("scales", {"dft": {"rest": 0.3}}, "leave one of them out"),
-        ("full", {"method": {"layers": [0]}}, "method.layers: goes with rome, memit and ft_c"),
         ("memit", {"editing": {"covariance": "/nowhere/text.txt"}}, "editing.covariance: no file"),
         ("rome", {"method": {"layers": [2]}}, "layers are 0 to 1"),
         ("memit", {"method": {"layers": [0, 5]}}, "layers are 0 to 1"),
         ("memit", {"method": {"layers": [0, 1]}}, "method.layers: 1 is the last block"),
-        ("new", {"method": {"of": "conflicts"}}, "there are no conflicts to take a share of"),
-        ("memit", {"train": {"rephrases": 2}}, "train.rephrases: memit is taught no texts; right would be 0"),
     ],
 )
 def test_what_cannot_be(tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, more: Tree, said: str) -> None:
     with pytest.raises(InputError, match=said):
         prepare(settings(tiny_model, tiny_facts, tmp_path, method, **more))
-
-
-@pytest.mark.parametrize(("method", "rounds"), [("full", 1), ("f_learning", 2)])
-def test_a_schedule_goes_with_one_round_of_learning(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str, rounds: int
-) -> None:
-    prepare(settings(tiny_model, tiny_facts, tmp_path, method, method={"rounds": rounds}, train={"schedule": "linear"}))

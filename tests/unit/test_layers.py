@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "dft_cluster"
 LAYERS = [
     {"errors", "storage_uri"},
     {"config", "facts", "arithmetic", "patch"},
-    {"models", "config_file"},
-    {"training"},
+    {"models", "combinations"},
+    {"training", "config_file"},
     {"evaluation", "runs"},
     {"editing"},
     {"ranks"},

@@ -311,15 +311,11 @@ def test_a_model_of_one_block_is_refused(wanted: Any, tmp_path: Path, tiny_facts
 
 
 @pytest.mark.parametrize("method", [Rome, Memit])
-def test_what_cannot_be_edited_is_refused_at_once(method: Any, tiny_model: Path, tiny_facts: Path) -> None:
-    work = job(tiny_model, tiny_facts, method.__name__.lower(), [], train={"zero_stage": 3, "adapter": "lora"})
+def test_facts_without_a_subject_are_refused_at_once(method: Any, tiny_model: Path, tiny_facts: Path) -> None:
+    work = job(tiny_model, tiny_facts, method.__name__.lower(), [])
     work = Job(
         work.config, work.parameters, [type(f)(**{**vars(f), "subject": ""}) for f in work.facts], work.layout,
         work.folder, work.source,
     )  # fmt: skip
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="5 of 5 facts have none: tiny-0, tiny-1"):
         method(work.config).check(work)
-    told = str(caught.value)
-    assert "train.zero_stage" in told and "right would be 2" in told
-    assert "train.adapter" in told
-    assert "5 of 5 facts have none: tiny-0, tiny-1" in told
