@@ -197,6 +197,13 @@ def test_the_projects_own_comparisons(file):
         assert settings.search.over.keys() | settings.search.like.keys() == settings.methods.keys()
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda file: file.name)
+def test_the_comparisons_behind_the_measurements_can_be_made_again(file):
+    settings = load(file)
+    assert file.read_text().startswith(f"# python -m benchmarks.beside benchmarks/{file.name} run.dir=")
+    assert settings.search is None or settings.search.over.keys() == settings.methods.keys()
+
+
 @pytest.mark.parametrize("data", ["zsre", "counterfact"])
 def test_the_cells_of_the_small_table_have_settings_of_its_search(data):
     """Chosen on development facts elsewhere: every value stands in the grid, or is the table's own."""
