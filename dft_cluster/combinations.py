@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 
 from dft_cluster import storage_uri
-from dft_cluster.config import ONE_ROUND, Config
+from dft_cluster.config import FORGETS, LOOKS_AT_OLD, ONE_ROUND, Config
 
-FIRST_TO_LEARN = {"full": 1, "lora": 1, "ft_c": 1, "f_learning": 2}
+FIRST_TO_LEARN = {"full": 1, "lora": 1, "ft_c": 1, "f_learning": FORGETS + 1}
 """The round from which on a method's rounds are one fine-tune."""
-BLIND = ("random", "new")
-"""Masks that never look at the old answers."""
 
 
 def impossible(config: Config) -> Iterator[str]:
@@ -67,7 +65,7 @@ def _of_training(config: Config) -> Iterator[str]:
 
 
 def _of_dft(config: Config) -> Iterator[str]:
-    variant, blind = config.dft, config.dft.mask in BLIND
+    variant, blind = config.dft, not LOOKS_AT_OLD[config.dft.mask]
     if variant.add == "difference" and (variant.mask, variant.by) != ("conflict", "difference"):
         yield (
             f"dft.add: the difference is known where it ranks the conflicts, and dft.mask is {variant.mask}, dft.by "

@@ -296,6 +296,10 @@ class TrackSettings(_Section):
 
 
 ONE_ROUND = ("rome", "memit")
+FORGETS = 1
+"""The round in which f_learning forgets."""
+LOOKS_AT_OLD = {"conflict": True, "random": False, "new": False, "same": True}
+"""Which masks (`dft.mask`) need the delta of the old answers."""
 
 
 class Config(_Section):

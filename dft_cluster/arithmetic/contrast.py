@@ -79,4 +79,3 @@ SCORES: dict[By, dict[Mask, Score]] = {
     "difference": {"conflict": contrast, "same": accord, "new": magnitude, "random": magnitude},
     "new": {"conflict": opposing, "same": agreeing, "new": magnitude, "random": magnitude},
 }
-LOOKS_AT_OLD: dict[Mask, bool] = {"conflict": True, "random": False, "new": False, "same": True}

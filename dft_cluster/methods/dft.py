@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD
 from dft_cluster.arithmetic.selection import (
     BINS,
     SAMPLE,
@@ -32,7 +31,7 @@ from dft_cluster.arithmetic.selection import (
     count_to_keep,
     find_cuts,
 )
-from dft_cluster.config import Config
+from dft_cluster.config import LOOKS_AT_OLD, Config
 from dft_cluster.errors import InputError
 from dft_cluster.facts.layout import Example
 from dft_cluster.methods.clock import Clock

@@ -6,14 +6,12 @@ Round 1 forgets, for `f_learning.epochs`; every later round is `train.epochs` ep
 Forgetting and learning may each train all weights or an adapter, whose product then stands for the delta.
 """
 
-from dft_cluster.config import Config
+from dft_cluster.config import FORGETS, Config
 from dft_cluster.methods.clock import Clock
 from dft_cluster.methods.full import go_on
 from dft_cluster.methods.job import THETA, Adapter, Holds, Job, OfTheWhole, Outcome, refuse_lost_losses
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
-
-FORGETS = 1
 
 
 class FLearning(OfTheWhole):

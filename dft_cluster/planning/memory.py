@@ -9,8 +9,7 @@ from typing import Literal
 
 import torch
 
-from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD
-from dft_cluster.config import ONE_ROUND
+from dft_cluster.config import LOOKS_AT_OLD, ONE_ROUND
 from dft_cluster.planning.asked import Asked
 from dft_cluster.planning.ledger import Ledger, Moment, Place
 from dft_cluster.planning.model import share

@@ -4,8 +4,7 @@ import json
 import math
 from typing import Any
 
-from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD
-from dft_cluster.config import Config
+from dft_cluster.config import LOOKS_AT_OLD, Config
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 from dft_cluster.runs.checkpoints import Checkpoints

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dft_cluster.arithmetic import selection
-from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD, SCORES, By, Mask, all_finite, lottery
+from dft_cluster.arithmetic.contrast import SCORES, By, Mask, all_finite, lottery
 from dft_cluster.arithmetic.selection import Bracket, Cut, Piece, Tally
+from dft_cluster.config import LOOKS_AT_OLD
 from dft_cluster.training import exchange
 from dft_cluster.training.exchange import Pair, chunks, gather, scatter
 from dft_cluster.training.theta import Theta

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 
-from dft_cluster.arithmetic.contrast import LOOKS_AT_OLD
-from dft_cluster.combinations import BLIND
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
 
@@ -85,7 +83,3 @@ def test_everything_is_told_at_once() -> None:
 @pytest.mark.parametrize(("method", "rounds"), [("full", 1), ("f_learning", 2), ("dft", 5), ("interpolate", 5)])
 def test_a_schedule_goes_with_rounds_that_are_a_fine_tune_each(method: str, rounds: int) -> None:
     assert validate(of(method, method={"rounds": rounds}, train={"schedule": "linear"})).method.rounds == rounds
-
-
-def test_the_masks_that_do_without_the_old_answers() -> None:
-    assert set(BLIND) == {mask for mask, looks in LOOKS_AT_OLD.items() if not looks}

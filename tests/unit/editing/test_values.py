@@ -92,6 +92,7 @@ def test_a_window_that_padding_would_fill_is_no_cache(layout: Layout, tmp_path: 
     folder = tiny.architecture("mistral", tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, sliding_window=window).eval()
     asked = [request(layout, fact, PREFIXES) for fact in facts(3)]
+    assert (values._collate(Anatomy(model), asked, cached=True).cache is not None) == (window == 64)
     for place in PLACES[:2]:
         found = seek(Anatomy(model), asked, place, SETTINGS, 4.0)
         without = seek(Anatomy(model), asked, place, SETTINGS, 4.0, cached=False)
