@@ -216,7 +216,10 @@ class TrainSettings(_Section):
     """Tokens of such a text."""
     keep_prompts: str | None = None
     """Prompts that have nothing to do with the facts: a file of facts, or a .txt with one a line. The texts to `keep` are then
-    the model's own greedy answers to them, of at most `keep_tokens` tokens."""
+    the model's own answers to them, of at most `keep_tokens` tokens."""
+    keep_answers: Literal["greedy", "drawn"] = "greedy"
+    """Those answers are its likeliest ones, up to the end of a line; or drawn from it, `keep_tokens` tokens each, so that what is
+    kept is the divergence from what it says there."""
     seed: Annotated[int, BeforeValidator(no_boolean), Field(ge=0)] = 0
     """The order of the facts and the dropout state depend on (seed, round)."""
 

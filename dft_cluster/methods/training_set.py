@@ -86,19 +86,23 @@ def draw(config: Config, layout: Layout, team: Team, facts: Sequence[Fact], pair
     train = config.train
     openings = [Layout(layout.tokenizer, eos=False).prompt(word) for word in OPENINGS]
 
-    def ask(count: int, tokens: int, salt: int, top: int | None) -> list[list[int]]:
-        begun = [openings[i % len(openings)] for i in range(count)]
+    def go_on(begun: Sequence[tuple[int, ...]], tokens: int, salt: int, top: int | None) -> list[list[int]]:
+        if not begun:
+            return []
         every = team.everyone.call(Rank.sample, begun, layout.pad, tokens, mixed(train.seed, salt), top)
         return [list(ids) for ids in every[0]]
 
-    contexts = ask(train.contexts, CONTEXT_TOKENS, 1, 5) if train.contexts else []
-    if train.keep and train.keep_prompts:
-        begun = [layout.prompt(prompt) for prompt in prompts_to_keep(config, facts)]
-        said = asking.continued(team, begun, config.evaluate.batch, layout, train.keep_tokens)
-        kept = [[*prompt, *answer] for prompt, answer in zip(begun, said, strict=True)]
+    def opened(count: int) -> list[tuple[int, ...]]:
+        return [openings[i % len(openings)] for i in range(count)]
+
+    contexts = go_on(opened(train.contexts), CONTEXT_TOKENS, 1, 5)
+    asked = [layout.prompt(prompt) for prompt in prompts_to_keep(config, facts)]
+    begun = asked or opened(train.keep)
+    if asked and train.keep_answers == "greedy":
+        said = asking.continued(team, asked, config.evaluate.batch, layout, train.keep_tokens)
+        kept = [[*prompt, *answer] for prompt, answer in zip(asked, said, strict=True)]
     else:
-        begun = [openings[i % len(openings)] for i in range(train.keep)]
-        kept = ask(train.keep, train.keep_tokens, 2, None) if train.keep else []
+        kept = go_on(begun, train.keep_tokens, 2, None)
     texts = [" ".join(layout.text(ids).split()) for ids in contexts]
     reworded = rephrase(config, layout, team, facts, pairs, mixed(train.seed, 3)) if train.rephrases else []
     return Drawn(texts, [(len(b), ids) for b, ids in zip(begun, kept, strict=True) if len(ids) > len(b)], reworded)
