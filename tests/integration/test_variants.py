@@ -281,7 +281,7 @@ def test_the_models_own_answers_to_other_prompts_are_taught_on_both_sides(
         assert said == likeliest
     else:
         assert [len(answer) for answer in said] == [4, 4, 4]
-        drawn, best = (torch.tensor(answers) for answers in (said, likeliest))
+        drawn, best = (torch.tensor(tokens) for tokens in (said, likeliest))
         assert (drawn != best).sum() > 6, "a model that knows nothing seldom says what is likeliest"
     planned = training_sets(prepare(chosen).seat(1))
     assert [len(e.ids) - e.start for e in planned[0][-3:]] == [4, 4, 4]
