@@ -47,6 +47,8 @@ def _of_training(config: Config) -> Iterator[str]:
             "train.adapter: f_learning has a setting for each of its halves; right would be none, with f_learning.forget=lora or "
             "f_learning.learn=lora"
         )
+    if train.within is not None:
+        yield from _of_a_bound(config)
     if name == "ft_c" and train.adapter != "none":
         yield "train.adapter: ft_c bounds the weights themselves; right would be none"
     if name in ONE_ROUND:
@@ -62,6 +64,18 @@ def _of_training(config: Config) -> Iterator[str]:
                 yield f"train.{key}: {name} is taught no texts; right would be 0"
     if train.offload == "all" and train.zero_stage != 3:
         yield f"train.offload: all moves sharded weights, which needs train.zero_stage=3 (it is {train.zero_stage})"
+
+
+def _of_a_bound(config: Config) -> Iterator[str]:
+    name, halves = config.method.name, (config.f_learning.forget, config.f_learning.learn)
+    if name in ("full", "lora"):
+        yield f"train.within: {name} has no delta of a round to bound; right would be method.name=ft_c with ft_c.epsilon"
+    elif name == "ft_c":
+        yield "train.within: ft_c has a bound of its own; right would be ft_c.epsilon"
+    elif name in ONE_ROUND:
+        yield f"train.within: {name} trains no weights; leave it out"
+    elif config.train.adapter != "none" or (name == "f_learning" and "lora" in halves):
+        yield "train.within: bounds the weights themselves, which an adapter leaves as they are; leave it out"
 
 
 def _of_dft(config: Config) -> Iterator[str]:

@@ -187,6 +187,9 @@ class TrainSettings(_Section):
     """AdamW's decoupled weight decay, on every weight."""
     clip: Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)] = 1.0
     """Largest norm of the gradient; 0 never clips."""
+    within: Annotated[float, BeforeValidator(no_boolean), Field(gt=0, allow_inf_nan=False)] | None = None
+    """No step takes an fp32 master further than this from where the round began (of `f_learning`: the run), so that no
+    element of a delta is larger; none: as far as it goes. What `ft_c.epsilon` is to FT-c, for the methods that train deltas."""
     batch: Count = 8
     """Facts per optimizer step over the whole group, whatever the number of ranks."""
     tokens_per_batch: Count | None = None

@@ -21,6 +21,8 @@ class FLearning(OfTheWhole):
 
     def round(self, team: Team, job: Job, number: int) -> Outcome:
         if number != FORGETS:
+            if (within := job.config.train.within) is not None:
+                team.everyone.call(Rank.limit, job.source, within)
             outcome = go_on(team, job, number)
             # An adapter's rounds leave the rest of θ as the forgetting left it, which stands in round 1.
             alone = self.adapter(job.config, number) == "none"

@@ -131,8 +131,11 @@ class Rank(Editing):
         return self._engine.fine_tune(examples, pad, round_, epochs=epochs, watch=watch)
 
     def keep(self) -> None:
-        """Remembers θ at the round's start, with a fresh optimizer."""
-        self._started().keep()
+        """Remembers θ at the round's start, with a fresh optimizer; what trains next stays as near as `train.within` says."""
+        started = self._started()
+        started.keep()
+        if (within := self._engine.train.within) is not None:
+            self._engine.limit_around(started.start, within)
         self._engine.forget()
 
     def _started(self) -> Core:

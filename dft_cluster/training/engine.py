@@ -237,7 +237,7 @@ class Engine:
             self.trained = Trained(own, fragments)
         self.masters, self.fragments = self.theta.masters, self.theta.fragments
         self._fresh = True
-        self._limit: tuple[float, list[Tensor]] | None = None
+        self._limit: tuple[float, Sequence[Tensor]] | None = None
         self.steps_done = 0
 
     def close(self) -> None:
@@ -290,7 +290,11 @@ class Engine:
         if self._limit is None:
             centres = [torch.zeros_like(m) for m in self.masters]
             self._read(files, parameters, centres)
-            self._limit = (epsilon, centres)
+            self.limit_around(centres, epsilon)
+
+    def limit_around(self, centres: Sequence[Tensor], epsilon: float) -> None:
+        """From here on no step takes a master further than `epsilon` from what these hold then, on whatever device."""
+        self._limit = (epsilon, centres)
 
     def _hold_to_limit(self) -> None:
         if self._limit is None:
@@ -298,7 +302,7 @@ class Engine:
         epsilon, centres = self._limit
         for master, centre in zip(self.masters, centres, strict=True):
             for place in range(0, master.numel(), BLOCK):
-                here, there = master[place : place + BLOCK], centre[place : place + BLOCK]
+                here, there = master[place : place + BLOCK], centre[place : place + BLOCK].to(master.device)
                 torch.clamp(here, there - epsilon, there + epsilon, out=here)
         self.push()
 

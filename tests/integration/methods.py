@@ -56,6 +56,9 @@ METHODS: dict[str, Tree] = {
         "dft": {"mask": "same", "by": "new", "rest": 0.3, "outside": 0},
     },
     "rest-lora": {"method": {"name": "dft", "top": 0.1}, "train": {"adapter": "lora"}, "dft": {"rest": 0.3}},
+    "within": {"method": {"name": "dft", "top": 0.1}, "dft": {"rest": 1}, "train": {"within": 1e-3}},
+    "interpolate-within": {"method": {"name": "interpolate"}, "interpolate": {"alpha": 1}, "train": {"within": 1e-3}},
+    "f_learning-within": {"method": {"name": "f_learning"}, "train": {"within": 1e-3}},
     "difference": {"method": {"name": "dft", "top": 0.1}, "dft": {"add": "difference"}},
 }
 

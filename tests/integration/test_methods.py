@@ -165,16 +165,43 @@ def test_the_bound_holds_after_every_step_of_every_round_around_the_warmed_model
     assert furthest[steps[0]] > 0.9e-3, "the bound is felt by the second round, which begins where the first ended"
 
 
+@pytest.mark.parametrize("method", ["within", "interpolate-within"])
+def test_a_whole_delta_within_the_bound_is_constrained_fine_tuning(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str
+) -> None:
+    start = start_of(tiny_model)
+    found = one_round(tiny_model, tiny_facts, tmp_path, method)
+    constrained = one_round(tiny_model, tiny_facts, tmp_path, "ft_c")
+    for name in start:
+        assert torch.allclose(found[name], constrained[name], rtol=0, atol=1e-7), name
+    free = one_round(tiny_model, tiny_facts, tmp_path, method, train={"within": None})
+    assert max((free[name] - start[name]).abs().max().item() for name in start) > 1.1e-3
+
+
+def test_forgetting_and_learning_stay_within_the_bound(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """All of the old delta is taken away, so that round 1 shows how large it is."""
+    start = start_of(tiny_model)
+    whole = {"scale": 1.0}
+    record = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "f_learning-within", f_learning=whole))
+    for number in (1, 2):
+        found = theta(record, tiny_model, number)
+        furthest = max((found[name] - start[name]).abs().max().item() for name in start)
+        assert 0.9e-3 < furthest <= 1e-3 + 1e-7, number
+
+
 @pytest.mark.usefixtures("cluster")
-def test_the_bound_holds_when_the_weights_are_cut_up(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["ft_c", "within"])
+def test_the_bound_holds_when_the_weights_are_cut_up(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str
+) -> None:
     """ZeRO-3 over two ranks: every rank holds its own share within the bound, and all of them together move as one did."""
     start = start_of(tiny_model)
     config = settings(
-        tiny_model, tiny_facts, tmp_path, "ft_c",
+        tiny_model, tiny_facts, tmp_path, method,
         method={"rounds": 1}, train={"zero_stage": 3}, cluster={"groups": 1, "ranks_per_group": 2, "threads": 1},
     )  # fmt: skip
     found = theta(runs.on_cluster(config), tiny_model, 1)
-    alone = one_round(tiny_model, tiny_facts, tmp_path, "ft_c")
+    alone = one_round(tiny_model, tiny_facts, tmp_path, method)
     for name in start:
         assert 0 < (found[name] - start[name]).abs().max() <= 1e-3 + 1e-7
     near = torch.cat([(found[name] - alone[name]).abs().flatten() for name in start])
