@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dft_cluster.arithmetic.contrast import By, Mask
 from dft_cluster.arithmetic.selection import Bracket, Cut, Tally
@@ -20,16 +19,14 @@ from dft_cluster.facts.layout import Example
 from dft_cluster.models.source import resolve
 from dft_cluster.models.structure import Parameter
 from dft_cluster.patch.folder import Folder
+from dft_cluster.ranks import own_part
 from dft_cluster.ranks.editing import Editing
-from dft_cluster.runs import parts
 from dft_cluster.runs.node_copy import on_this_node
-from dft_cluster.runs.parts import Part, Stored, Written
-from dft_cluster.runs.patience import patiently
+from dft_cluster.runs.parts import Part, Written
 from dft_cluster.runs.storage import Storage
 from dft_cluster.training.core import Addition, Core, Old, Survey
 from dft_cluster.training.engine import Engine, FineTune, Place, join, leave
 from dft_cluster.training.exchange import Pair
-from dft_cluster.training.shards import Fragment
 
 
 @dataclass(frozen=True)
@@ -211,10 +208,11 @@ class Rank(Editing):
         """This rank's part of the round: the core's elements alone, or all of θ, and what training needs to go on with."""
         self._progress = ("checkpoint", 0, 0, 0.0)
         engine = self._engine
-        fragments = (
-            _sparse(engine, self.core) if sparse else _whole(engine, goes_on, self._core.kept if self._core else [])
-        )
-        return _written(uri, name, fragments)
+        if sparse:
+            stored = own_part.of_core(engine, self.core)
+        else:
+            stored = own_part.of_theta(engine, goes_on, self._core.kept if self._core else [])
+        return own_part.write(uri, name, stored)
 
     def restore(self, source: Source, uri: str, chain: Sequence[Sequence[str]], to_train: bool) -> None:
         """θ ← the source, with the parts of every round in `chain` laid over it; `to_train` with what the last remembers of
@@ -222,7 +220,7 @@ class Rank(Editing):
         self.load(source)
         storage, engine = Storage(uri), self._engine
         beside = to_train and self._engine.train.adapter != "none"
-        standing = [_Standing(p, Folder(self._folder(source))) for p in self._standing]
+        standing = [own_part.Standing(p, Folder(self._folder(source))) for p in self._standing]
         remembered = False
         for names in chain:
             for name in names:
@@ -339,65 +337,3 @@ def _resident_peak() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@patiently
-def _written(uri: str, name: str, fragments: Sequence[Stored]) -> Written:
-    with Storage(uri).writer(name) as stream:
-        return parts.write(stream, name, fragments)
-
-
-def _sparse(engine: Engine, core: Core) -> list[Stored]:
-    marks, kept = core.marks(), core.kept
-    return [
-        Stored(f.parameter, f.start, f.of(engine.masters), f.of(marks), {"old": f.of(kept)} if kept else {})
-        for f in engine.fragments
-    ]
-
-
-def _whole(engine: Engine, goes_on: bool, kept: Sequence[Tensor]) -> list[Stored]:
-    """θ with an adapter's product in it, and an old delta that is used again; if training goes on, the optimizer's state and the
-    adapter's own factors."""
-    theta, trained = engine.theta, engine.trained
-    moments = engine.moments() if goes_on else []
-    beside = trained.fragments is not theta.fragments
-    stored = [
-        Stored(
-            f.parameter,
-            f.start,
-            f.of(theta.masters) + theta.delta(theta.masters, f.buffer, f.offset, f.offset + f.length)
-            if beside
-            else f.of(theta.masters),
-            None,
-            (_state(f, moments[f.buffer]) if goes_on and not beside else {}) | ({"old": f.of(kept)} if kept else {}),
-        )
-        for f in theta.fragments
-    ]
-    if beside and goes_on:
-        stored += [
-            Stored(f.parameter, f.start, f.of(trained.masters), None, _state(f, moments[f.buffer]))
-            for f in trained.fragments
-        ]
-    return stored
-
-
-def _state(fragment: Fragment, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An optimizer's state of one fragment: its moments, and the step as one number."""
-    return {
-        name: value.reshape(1) if value.numel() == 1 else value[fragment.offset : fragment.offset + fragment.length]
-        for name, value in state.items()
-    }
-
-
-class _Standing:
-    """A weight that is not trained here, as the rounds before left it (None: as the source has it)."""
-
-    def __init__(self, parameter: Parameter, source: Folder) -> None:
-        self.parameter, self._source = parameter, source
-        self.values: Tensor | None = None
-
-    def lay(self, part: Part) -> None:
-        if part.holds(self.parameter.index):
-            if self.values is None:
-                self.values = self._source.flat(self.parameter.saved, 0, self.parameter.numel).float()
-            part.overlay(self.parameter.index, 0, self.values)
