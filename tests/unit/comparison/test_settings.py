@@ -209,24 +209,6 @@ def test_the_comparisons_behind_the_measurements_can_be_made_again(file):
         assert settings.search.over.keys() | settings.search.like.keys() == settings.methods.keys()
 
 
-@pytest.mark.parametrize("data", ["zsre", "counterfact"])
-def test_the_cells_of_the_small_table_have_settings_of_its_search(data):
-    """Chosen on development facts elsewhere: every value stands in the grid, or is the table's own."""
-    whole, chosen = (
-        load(ROOT / "jobs/configs/compare_smollm2_table1.yaml"),
-        load(ROOT / f"benchmarks/smollm2_table1_{data}.yaml"),
-    )
-    assert chosen.methods.keys() == whole.methods.keys()
-    for method, over in whole.search.over.items():
-        tree = validate(sections(chosen, "smollm2", data, method)).to_json()
-        for name, values in over.items():
-            section, _, key = name.partition(".")
-            assert tree[section][key] in values, name
-    for method in ("dft_new", "dft_same", "dft_random"):
-        own = {section: chosen.methods[method][section] for section in ("method", "train")}
-        assert own == {section: chosen.methods["dft"][section] for section in own}
-
-
 REPORTED = {
     "table1": ({"zsre": (0, 0), "counterfact": (2, 10)}, [0, 1, 2], [80, 90, 95, 99]),
     "table2": ({"zsre": (0, 0)}, [0, 1, 2], [80, 90, 95, 99]),
