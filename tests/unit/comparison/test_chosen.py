@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dft_cluster.comparison.loading import load
 from dft_cluster.comparison.settings import dotted, laid, sections
 from dft_cluster.comparison.statistics import harmonic
-from dft_cluster.config_file import validate
+from dft_cluster.config_file import parse, validate
 
 ROOT = Path(__file__).parents[3]
 BENCHMARKS = ROOT / "benchmarks"
@@ -32,7 +31,7 @@ def rank(row: dict[str, str]) -> tuple[bool, float]:
 
 def assert_taken(table: str, data: str, method: str, best: dict[str, str]) -> None:
     tree = sections(load(BENCHMARKS / table), "smollm2", data, method)
-    chosen = {key: yaml.safe_load(value) for key, value in (item.split("=") for item in best["setting"].split("; "))}
+    chosen = {key: parse(value) for key, value in (item.split("=") for item in best["setting"].split("; "))}
     if validate(tree).method.name not in ONE_ROUND:
         chosen["method.rounds"] = int(best["round"])
     assert validate(laid(tree, dotted(chosen))) == validate(tree)
