@@ -54,7 +54,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> CompareSettings:
         tree = parse(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"config {file}: no such file") from error
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"config {file}: cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"config {file}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise InputError(f"config {file}: must be a mapping of sections")
@@ -97,10 +99,10 @@ def _override(tree: dict[Any, Any], override: str, problems: list[str]) -> None:
         return
     for part in path:
         inner = tree.get(part)
-        if inner is None:
-            inner = tree[part] = {}
-        if not isinstance(inner, dict):
+        if not isinstance(inner, dict | None):
             return  # nothing to lay a key over, which is reported as such
+        # YAML's anchors make several places one dict, of which only this place is meant.
+        inner = tree[part] = dict(inner or {})
         tree = inner
     tree[key] = value
 
@@ -217,21 +219,23 @@ def _of_settings(settings: CompareSettings, place: str, label: str, tried: Seque
 def _like(settings: CompareSettings, label: str, other: str, chosen_too: Iterable[str]) -> Iterator[str]:
     """The round that is chosen for one must be one of the other's; and a control differs in its mask alone, for the same k
     and λ."""
-    model, data = next(iter(settings.models)), next(iter(settings.data))
-    trees = [sections(settings, model, data, method) for method in (label, other)]
-    if any(map(_wrong, trees)):
-        return
-    own, chosen = (validate(tree).to_json() for tree in trees)
-    alike: dict[str, tuple[str, ...]] = {"method": ("rounds",)}
-    if own["method"]["name"] == chosen["method"]["name"] == "dft":
-        alike = {section: tuple(own[section]) for section in ("method", "train", "lora")}
-        alike["dft"] = ("rest", "outside", "scales")
-    for section, keys in alike.items():
-        for key in keys:
-            if own[section][key] != chosen[section][key] and f"{section}.{key}" not in chosen_too:
+    known = set(chosen_too)
+    for model, data in product(settings.models, settings.data):
+        trees = [sections(settings, model, data, method) for method in (label, other)]
+        if any(map(_wrong, trees)):
+            continue
+        own, chosen = (validate(tree).to_json() for tree in trees)
+        alike = [("method", "rounds")]
+        if own["method"]["name"] == chosen["method"]["name"] == "dft":
+            alike = [(section, key) for section in ("method", "train", "lora") for key in own[section]]
+            alike += [("dft", key) for key in ("rest", "outside", "scales")]
+        for section, key in alike:
+            name = f"{section}.{key}"
+            if own[section][key] != chosen[section][key] and name not in known:
+                known.add(name)
                 yield (
-                    f"search.like.{label}: {section}.{key} is {own[section][key]}, but {chosen[section][key]} for {other}; "
-                    "right would be the same"
+                    f"search.like.{label}: {name} is {own[section][key]}, but {chosen[section][key]} for {other} "
+                    f"({model}.{data}); right would be the same"
                 )
 
 

@@ -5,7 +5,7 @@ again, and what was killed goes on. Nothing here knows Ray: `launch` starts the 
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from typing import Any
 from dft_cluster.comparison import reading, results, writing
 from dft_cluster.comparison.results import Cell, Row
 from dft_cluster.comparison.running import Runs
-from dft_cluster.comparison.settings import CompareSettings, dotted, laid, sections
+from dft_cluster.comparison.settings import CompareSettings, dotted, laid, sections, settings_to_try
 from dft_cluster.comparison.split import Split, split
 from dft_cluster.comparison.track import track, tracked
 from dft_cluster.comparison.trials import Searches
 from dft_cluster.config import Config
 from dft_cluster.config_file import validate
 from dft_cluster.errors import InputError
+from dft_cluster.facts.fact import Fact
+from dft_cluster.methods.keeping import about, read_prompts
 from dft_cluster.methods.prepare import read_facts
 from dft_cluster.methods.run import Launch
 from dft_cluster.runs.alone import alone
@@ -39,10 +41,11 @@ def compare(
 def read_data(settings: CompareSettings) -> dict[str, Split]:
     """Every data set, parted into reported and development facts; all problems in one error."""
     read, problems = {}, []
-    model = next(iter(settings.models))
+    # One model and one method speak for all: neither may have facts of its own.
+    model, method = next(iter(settings.models)), next(iter(settings.methods))
     for label in settings.data:
         try:
-            facts, notes = read_facts(validate(sections(settings, model, label)))
+            facts, notes = read_facts(validate(sections(settings, model, label, method)))
             read[label] = (facts, notes, split(facts, settings.report_of(label)).reported)
         except InputError as error:
             problems.append(f"data.{label}: {error}")
@@ -55,9 +58,34 @@ def read_data(settings: CompareSettings) -> dict[str, Split]:
             problems.append(f"data.{label}: {error}")
         else:
             splits[label] = Split(parted.reported, parted.development, [*notes, *parted.notes])
+    problems += _kept_of(settings, [fact for *_, reported in read.values() for fact in reported])
     if problems:
         raise InputError("\n".join(problems))
     return splits
+
+
+def _kept_of(settings: CompareSettings, reported: Sequence[Fact]) -> Iterator[str]:
+    """What is wrong with files of prompts to keep: a trial, which knows no reported fact, would train on prompts about it."""
+    files: dict[str, str] = {}
+    if search := settings.search:
+        for model, data, method in product(settings.models, settings.data, search.over):
+            for setting in settings_to_try(search, search.over[method]):
+                train = validate(laid(sections(settings, model, data, method), dotted(setting))).train
+                if train.keep and train.keep_prompts:
+                    files.setdefault(train.keep_prompts, f"{model}.{data}.{method}")
+    is_about = about(reported)
+    for file, place in files.items():
+        try:
+            there = read_prompts(file)
+        except InputError as error:
+            yield f"{place}: {error}"
+            continue
+        if found := list(filter(is_about, there)):
+            yield (
+                f"{place}: train.keep_prompts: {len(found)} of {len(there)} prompts in {file} are probes of reported facts "
+                f"or name one of their subjects, the first: {found[0]!r}; a search would train on them. Right would be a "
+                "file without them"
+            )
 
 
 class Comparison:

@@ -7,8 +7,7 @@ from typing import Any
 
 from dft_cluster.comparison import reading
 from dft_cluster.comparison.settings import config_of
-from dft_cluster.config import Config
-from dft_cluster.config_file import validate
+from dft_cluster.config import Config, WarmupSettings
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact, fingerprint_of
 from dft_cluster.methods import run as runs
@@ -64,8 +63,9 @@ class Runs:
             return
         if name in self._lost:
             raise self._lost[name]
-        # Plain fine-tuning takes all ranks as one group; what is measured here nobody reads.
-        plain = {**tree, "method": {"name": "full", "rounds": 1}}
+        # Plain fine-tuning takes all ranks as one group, and bounds no delta; what is measured here nobody reads.
+        train = {key: value for key, value in tree.get("train", {}).items() if key != "within"}
+        plain = {**tree, "method": {"name": "full", "rounds": 1}, "train": train}
         try:
             made = runs.warmed(
                 prepare(config_of(plain, seed, self.room.below("warm").uri, name), facts), self.launch, self.console
@@ -77,8 +77,8 @@ class Runs:
 
     @staticmethod
     def warms(tree: Mapping[str, Any]) -> bool:
-        """Whether runs of these sections start from a warmed model."""
-        return validate(tree).warmup.epochs > 0
+        """Whether runs of these sections start from a warmed model. Without a method they need be no whole config."""
+        return WarmupSettings.model_validate(tree.get("warmup", {})).epochs > 0
 
     def _base(self, tree: Mapping[str, Any], name: str) -> str | None:
         """Where a warmed model is or will be; None without a warm-up."""

@@ -1,7 +1,7 @@
 """What is to stay: prompts that have nothing to do with the facts, to which the model should go on saying what it says now."""
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from itertools import filterfalse, islice
 from pathlib import Path
 
 from dft_cluster.config import Config
@@ -17,16 +17,8 @@ def prompts_to_keep(config: Config, facts: Sequence[Fact]) -> list[str]:
     train = config.train
     if not (train.keep and train.keep_prompts):
         return []
-    asked = {plain(prompt) for fact in facts for prompt in _prompts(fact)}
-    subjects = {plain(fact.subject) for fact in facts if fact.subject}
-    there = dict.fromkeys(_read(train.keep_prompts))
-
-    def is_apart(folded: str) -> bool:
-        # A subject is sought as whole words only where it stands at all: the second look is the dear one.
-        named = (subject for subject in subjects if subject in folded)
-        return folded not in asked and not any(occurrences(folded, subject) for subject in named)
-
-    apart = list(islice((prompt for prompt in there if is_apart(plain(prompt))), train.keep))
+    there = read_prompts(train.keep_prompts)
+    apart = list(islice(filterfalse(about(facts), there), train.keep))
     if not apart:
         raise InputError(
             f"train.keep_prompts: of {len(there)} prompts in {train.keep_prompts} all are probes of the facts or name one of "
@@ -35,15 +27,30 @@ def prompts_to_keep(config: Config, facts: Sequence[Fact]) -> list[str]:
     return apart
 
 
+def about(facts: Sequence[Fact]) -> Callable[[str], bool]:
+    """Tells of a prompt whether it is a probe of these facts or names one of their subjects."""
+    asked = {plain(prompt) for fact in facts for prompt in _prompts(fact)}
+    subjects = {plain(fact.subject) for fact in facts if fact.subject}
+
+    def is_about(prompt: str) -> bool:
+        folded = plain(prompt)
+        # A subject is sought as whole words only where it stands at all: the second look is the dear one.
+        named = (subject for subject in subjects if subject in folded)
+        return folded in asked or any(occurrences(folded, subject) for subject in named)
+
+    return is_about
+
+
 def _prompts(fact: Fact) -> list[str]:
     return [fact.prompt, *fact.rephrases, *(probe.prompt for probe in (*fact.locality, *fact.portability))]
 
 
-def _read(path: str) -> list[str]:
-    """One prompt a line, or those of a file of facts."""
+def read_prompts(path: str) -> list[str]:
+    """One prompt a line, or those of a file of facts; each once."""
     try:
         if not path.endswith(".txt"):
-            return [fact.prompt for fact in read(path).facts]
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+            return list(dict.fromkeys(fact.prompt for fact in read(path).facts))
+        lines = map(str.strip, Path(path).read_text(encoding="utf-8").splitlines())
+        return list(dict.fromkeys(filter(None, lines)))
     except (OSError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"train.keep_prompts: {error}") from error

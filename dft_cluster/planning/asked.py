@@ -7,6 +7,7 @@ from typing import Literal
 
 from dft_cluster.config import ONE_ROUND, Config, LoraSettings, TrainSettings
 from dft_cluster.facts.layout import Example
+from dft_cluster.methods.prepare import WARM_UP
 from dft_cluster.planning import activations
 from dft_cluster.planning.activations import Activations, Shape
 from dft_cluster.planning.model import Model
@@ -54,6 +55,13 @@ class Asked:
     probes: tuple[Shape, ...]
     """The batches of an evaluation."""
     passes: Passes
+    first: int = 1
+    """The first of the seat's rounds; `WARM_UP` where it is what comes before them."""
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the seat is one plain fine-tune of every weight, whatever the method."""
+        return self.first == WARM_UP
 
     @property
     def paired(self) -> bool:
@@ -75,13 +83,19 @@ class Asked:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that a rank takes in a round, one after the other: of old and new where they are not side by side."""
+        """Optimizer steps that a rank takes in a round, or in the warm-up, one after the other."""
+        return self._epochs * -(-max(map(len, self.sides), default=0) // self.config.train.batch)
+
+    @property
+    def _epochs(self) -> int:
+        """Of old and new together, where they are not side by side."""
+        train, old = self.config.train, self.config.dft.old_epochs
+        if self.warms_up:
+            return self.config.warmup.epochs
         if self.config.method.name in ONE_ROUND:
             return 0
-        train, old = self.config.train, self.config.dft.old_epochs
         epochs = [old or train.epochs, train.epochs] if self.contrasts else [train.epochs]
-        together = max(epochs) if self.paired else sum(epochs)
-        return together * -(-max(map(len, self.sides), default=0) // train.batch)
+        return max(epochs) if self.paired else sum(epochs)
 
     @cached_property
     def shapes(self) -> list[Shape]:
@@ -96,10 +110,10 @@ class Asked:
         return sum(parts) / len(parts) if parts else 1.0
 
     def _shares(self, sides: Sequence[Sequence[Example]]) -> Iterator[list[list[list[Example]]]]:
-        """Of every step in round 1's first epoch the micro-batches of each rank. Its order is known, that of others is alike."""
+        """Of every step in the seat's first epoch the micro-batches of each rank. Its order is known, that of others is alike."""
         train = self.config.train
         for examples in sides:
-            order = shuffled(len(examples), train.seed, 1, 0)
+            order = shuffled(len(examples), train.seed, self.first, 0)
             for first in range(0, len(order), train.batch):
                 chosen = [examples[i] for i in order[first : first + train.batch]]
                 yield [split(chosen[rank :: self.world], train.tokens_per_batch) for rank in range(self.world)]
@@ -114,9 +128,9 @@ class Asked:
         return max(forced, self._cache())
 
     def _cache(self) -> int:
-        """Keys and values of all layers, for every token of a decoded batch."""
+        """Keys and values of all layers, for every token of a decoded batch; the warm-up decodes nothing."""
         model, evaluate = self.model.config, self.config.evaluate
-        if model is None or "generated" not in evaluate.protocols or not self.probes:
+        if model is None or self.warms_up or "generated" not in evaluate.protocols or not self.probes:
             return 0
         head = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
         heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads

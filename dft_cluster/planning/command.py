@@ -27,5 +27,5 @@ def plan_command(
         if made.asked.paired and not team.paired:  # the cluster had room for no more
             made = plan(replace(prepared, config=prepared.config.in_groups(1)), there)
         console.phase("timing a few steps")
-        seconds = calibrate(seat, team, training_sets(seat), asked_probes(seat), made.asked.steps)
+        seconds = calibrate(seat, team, training_sets(seat), asked_probes(seat), made.traffic.steps)
     return made.timed(seconds).text()

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from dft_cluster.config import LOOKS_AT_OLD, ONE_ROUND
+from dft_cluster.config import FORGETS, LOOKS_AT_OLD, ONE_ROUND
 from dft_cluster.planning.asked import Asked
 from dft_cluster.planning.ledger import Ledger, Moment, Place
 from dft_cluster.planning.model import share
@@ -59,7 +59,7 @@ def of_fullest(asked: Asked, place: Place) -> Memory:
 
 
 class _Life:
-    """One rank from its start to the end of its second round, after which nothing new comes."""
+    """One rank from its start to the end of its second round, after which nothing new comes; or to the warm-up's end."""
 
     def __init__(self, asked: Asked, role: Role) -> None:
         config, model = asked.config, asked.model
@@ -85,9 +85,10 @@ class _Life:
     def memory(self) -> Memory:
         loading = self.build()
         self.evaluate()
-        for number in (1, 2)[: self.asked.config.method.rounds]:
-            self.round(number)
-            self.evaluate()
+        if self.asked.warms_up:
+            self.fine_tune("fine-tuning")
+        else:
+            self.rounds()
         peak = self.ledger.peak
         return Memory(self.role, peak["device"], peak["host"], loading)
 
@@ -182,14 +183,21 @@ class _Life:
         self.ledger.free("evaluation")
         self._let_go()
 
+    def rounds(self) -> None:
+        first, last = self.asked.first, self.asked.config.method.rounds
+        for number in range(first, min(first + 1, last) + 1):
+            self.round(number)
+            self.evaluate()
+
     def round(self, number: int) -> None:
-        method, again = self.asked.config.method.name, "" if number == 1 else ", again"
+        method, again = self.asked.config.method.name, "" if number == self.asked.first else ", again"
         if method in ONE_ROUND:
             return
-        if method in ("dft", "interpolate") or (method == "f_learning" and number == 1):
+        if method in ("dft", "interpolate") or (method == "f_learning" and number == FORGETS):
             self._keep()
-        if method == "ft_c" and number == 1:
-            self.ledger.take("centres", "θ kept and scores", 4 * self.s, instead_of="zeros")
+        if method == "ft_c" and "centres" not in self.ledger:
+            # They are made like the masters, not like the buffers that `cluster.buffers` places.
+            self.ledger.take("centres", "θ kept and scores", 4 * self.s, self.optimizer, instead_of="zeros")
         self.fine_tune(f"fine-tuning{again}")
         if method != "dft":
             return
@@ -236,12 +244,13 @@ class _Life:
             self.ledger.free("gathered")
 
     def fine_tune(self, phase: str) -> None:
-        """One step tells it all; the next ones use the room that it has made."""
+        """Two steps tell it all: in the second the activations stand beside AdamW's moments, which the first has made."""
         self.ledger.phase = phase
-        self._backward()
-        self._reduce()
-        self._step()
-        self.ledger.trim()
+        for _ in range(2):
+            self._backward()
+            self._reduce()
+            self._step()
+            self.ledger.trim()  # the next step uses the room that this one has made
 
     def _backward(self) -> None:
         """At first all activations and no gradient, at last all gradients and the activations of a single layer.

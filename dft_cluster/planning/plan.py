@@ -49,7 +49,7 @@ def plan(prepared: Prepared, there: Capacity | None = None) -> Plan:
     """Of a job; without a capacity, for this machine."""
     there = there or Capacity((Node.here(),))
     prepared = _as_held(prepared, there)
-    seats = {name: _asked(seat, there) for name, seat in _seats(prepared).items()}
+    seats = {name: _asked(prepared, first, there) for name, first in _seats(prepared).items()}
     notes = []
     if prepared.config.method.name in ONE_ROUND:
         notes.append(f"{prepared.config.method.name} trains nothing: its own statistics and values are not counted")
@@ -74,7 +74,7 @@ def of_seats(seats: dict[str, Asked], there: Capacity, notes: Sequence[str] = ()
     lacks = {name: capacity.fit(asked, there) for name, asked in seats.items()}
     if any(asked.model.config is None for asked in seats.values()):
         notes = [*notes, "of the model only shapes are known: activations are not counted"]
-    name = max(seats, key=lambda one: (lacks[one].device_needs, lacks[one].host_needs))
+    name = max(seats, key=lambda one: _need(lacks[one]))
     asked, lack = seats[name], lacks[name]
     rounds = list(seats.values())[-1]
     return Plan(
@@ -91,18 +91,22 @@ def of_seats(seats: dict[str, Asked], there: Capacity, notes: Sequence[str] = ()
     )
 
 
-def _seats(prepared: Prepared) -> dict[str, Prepared]:
-    """The warm-up, and rounds that need ranks of their own."""
+def _need(lack: Fit) -> tuple[int, ...]:
+    """What tells the worst seat: what does not fit comes before what fits."""
+    return lack.missing_devices, lack.lack, lack.device_needs, lack.host_needs
+
+
+def _seats(prepared: Prepared) -> dict[str, int]:
+    """The warm-up, and rounds that need ranks of their own: each by its first round."""
     config = prepared.config
-    found = {"round 1": prepared.seat(1)}
-    if config.method.rounds > 1 and prepared.seat(2).needs() != found["round 1"].needs():
-        found["round 2 and on"] = prepared.seat(2)
-    else:
-        found = {"every round": found["round 1"]}
-    return ({"the warm-up": prepared.seat(WARM_UP)} if config.warmup.epochs else {}) | found
+    found = {"every round": 1}
+    if config.method.rounds > 1 and prepared.seat(2).needs() != prepared.seat(1).needs():
+        found = {"round 1": 1, "round 2 and on": 2}
+    return ({"the warm-up": WARM_UP} if config.warmup.epochs else {}) | found
 
 
-def _asked(seat: Prepared, there: Capacity) -> Asked:
+def _asked(prepared: Prepared, first: int, there: Capacity) -> Asked:
+    seat = prepared.seat(first)
     model = Model.of_seat(seat)
     device = there.device(seat.config.cluster.gpus_per_rank)
     shapes = [shape_of([probe.example for probe in batch]) for batch in probe_batches(seat)]
@@ -111,10 +115,16 @@ def _asked(seat: Prepared, there: Capacity) -> Asked:
         model,
         device,
         seat.method.contrasts,
-        training_sets(seat),
+        warm_up_sets(seat) if first == WARM_UP else training_sets(seat),
         tuple(shapes),
         Passes(model, seat.config.lora),
+        first,
     )
+
+
+def warm_up_sets(seat: Prepared) -> tuple[list[Example]]:
+    """The old answers, as every group is taught them."""
+    return (examples(given(seat.facts), "old", seat.layout, Drawn()),)
 
 
 def training_sets(seat: Prepared) -> tuple[list[Example], ...]:
@@ -122,12 +132,14 @@ def training_sets(seat: Prepared) -> tuple[list[Example], ...]:
     and its rephrases as long as the prompts."""
     train, pairs = seat.config.train, given(seat.facts)
     begun = [len(seat.layout.prompt(prompt)) for prompt in prompts_to_keep(seat.config, seat.facts)] or [1] * train.keep
-    drawn = Drawn(
-        keep=[(size, [0] * (size + train.keep_tokens)) for size in begun],
-        rephrases=[[pair.prompt] * train.rephrases for pair in pairs],
-    )
+    reworded = Drawn(rephrases=[[pair.prompt] * train.rephrases for pair in pairs])
+    kept = Drawn(keep=[(size, [0] * (size + train.keep_tokens)) for size in begun])
     sides = ("old", "new") if seat.method.contrasts else ("new",)
-    return tuple(_with_contexts(examples(pairs, side, seat.layout, drawn), train.contexts) for side in sides)
+    return tuple(
+        _with_contexts(examples(pairs, side, seat.layout, reworded), train.contexts)
+        + examples([], side, seat.layout, kept)
+        for side in sides
+    )
 
 
 def _with_contexts(found: list[Example], contexts: int) -> list[Example]:

@@ -12,7 +12,7 @@ from dft_cluster.runs.storage import Storage
 
 FREE = ("cluster", "run", "track")
 """Sections that may change when a run goes on: they do not say what is computed."""
-PLACES = {"model": ("name",), "facts": ("path", "format", "file", "split")}
+PLACES = {"model": ("name",), "facts": ("path", "format", "file", "split", "probes")}
 """Where a thing lies, by section; what it is says the fingerprint of the same name."""
 
 

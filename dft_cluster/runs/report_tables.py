@@ -179,7 +179,7 @@ def _columns() -> list[Column]:
 
 
 def _row_name(line: Json, run: RunData) -> str:
-    if "round" not in line:
+    if line is run.end.get("final"):
         return "result"
     mark = " ★" if run.end and line is run.kept and line["round"] > 0 else ""
     return f"{line['round']}{mark}"

@@ -1,6 +1,7 @@
 """The report page: what it shows, what it leaves out, and that no fact can become markup."""
 
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -196,10 +197,13 @@ def test_the_last_round_is_kept_where_the_config_says_so() -> None:
 
 
 def test_the_exported_models_own_figures_are_the_result() -> None:
-    final = {"reliability": {"token": 77.7, "exact": 66.6}}
-    page = Page(render(whole_run(metrics=[round_line(0), round_line(1), END | {"final": final}])))
-    assert "10.0 → 66.6 %" in page.text
-    assert page.marked("data-headline") == {"reliability"}
+    final = {"round": 1, "reliability": {"token": 77.7, "exact": 66.6}}
+    end = END | {"best_round": 1, "final": final}
+    page = render(whole_run(metrics=[round_line(0), round_line(1), end]))
+    assert "10.0 → 66.6 %" in Page(page).text
+    assert Page(page).marked("data-headline") == {"reliability"}
+    figures = page[page.index('data-table="rounds"') :]
+    assert re.findall(r'<th scope="row">(.*?)</th>', figures) == ["0", "1 ★", "result"]
 
 
 def test_no_fact_name_or_setting_can_become_markup() -> None:

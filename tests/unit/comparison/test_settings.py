@@ -150,6 +150,19 @@ def test_a_control_differs_in_its_mask_alone(more, said):
     assert f"search.like.random: {said}" in told
 
 
+@pytest.mark.parametrize("axis", ["models", "data"])
+def test_a_control_is_its_methods_own_for_every_model_and_data_set(axis):
+    """Some of them may set what only one of the two leaves open."""
+    methods = {"dft": {"train": {"lr": 5e-5}}, "random": {"dft": {"mask": "random"}}}
+    labels = {"one": {}, "two": {"train": {"lr": 1e-4}}, "three": {"train": {"lr": 1e-4}}}
+    search = {"over": {"dft": {"method.top": [0.1]}}, "like": {"random": "dft"}}
+    told = refused(**{axis: labels}, methods=methods, search=search)
+    place = "two.d" if axis == "models" else "m.two"
+    assert told.splitlines()[1:] == [
+        f"  search.like.random: train.lr is 0.0001, but 5e-05 for dft ({place}); right would be the same"
+    ]
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -175,6 +188,23 @@ def test_overrides_are_laid_over_the_file(tmp_path):
         load(tmp_path / "none.yaml")
     file.write_text("- a\n")
     with pytest.raises(InputError, match="must be a mapping"):
+        load(file)
+
+
+def test_an_override_changes_one_place_of_those_that_share_an_anchor(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("models: {m: }\ndata: {d: }\nmethods: {a: &a {train: &t {epochs: 8}}, b: {train: *t}, c: *a}\n")
+    settings = load(file, ["methods.a.train.lr=9e-4"])
+    plain = {"train": {"epochs": 8}}
+    assert settings.methods == {"a": {"train": {"epochs": 8, "lr": 9e-4}}, "b": plain, "c": plain}
+
+
+def test_a_config_that_cannot_be_read_is_not_called_invalid(tmp_path):
+    with pytest.raises(InputError, match=r"^config .*: cannot be read: .*[Dd]irectory"):
+        load(tmp_path)
+    file = tmp_path / "c.yaml"
+    file.write_text("models: {")
+    with pytest.raises(InputError, match="not valid YAML"):
         load(file)
 
 

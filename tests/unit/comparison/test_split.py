@@ -8,6 +8,7 @@ from dft_cluster.comparison.settings import ReportSettings, SearchSettings
 from dft_cluster.comparison.split import split
 from dft_cluster.errors import InputError
 from dft_cluster.facts.fact import Fact, Probe, fingerprint_of
+from dft_cluster.facts.readers import read
 
 
 def facts(count=30):
@@ -78,6 +79,60 @@ def test_data_sets_of_one_file_keep_each_others_reported_facts_from_the_search(t
     splits = read_data(settings)
     assert len(splits["two"].reported) == 2
     assert not set(ids(splits["two"].development)) & set(ids(splits["five"].reported))
+
+
+def test_data_are_read_where_only_the_methods_make_whole_runs_of_the_base(tiny_facts):
+    """`method.layers` goes with these methods, and not with the one of a config that names none."""
+    tree = {
+        "base": {"method": {"layers": [6]}, "facts": {"path": str(tiny_facts)}},
+        "models": {"m": {}},
+        "data": {"d": {}},
+        "methods": {"rome": {"method": {"name": "rome"}}, "ft_c": {"method": {"name": "ft_c"}}},
+    }
+    assert read_data(checked(tree))["d"].reported
+
+
+def keeping(tmp_path, tiny_facts, prompts, *, train=None, over=None):
+    """The first two of the tiny facts are reported in one data set, the first five in another; `full` is searched."""
+    kept = tmp_path / "kept.txt"
+    kept.write_text("\n".join(prompts))
+    facts = {"path": str(tiny_facts)}
+    tree = {
+        "base": {"train": {"keep_prompts": str(kept), **(train or {})}},
+        "models": {"m": {}},
+        "data": {"d": {"facts": facts}, "e": {"facts": facts, "report": {"facts": 5}}},
+        "methods": {"full": {"method": {"name": "full"}}, "dft": {"train": {"keep": 4}}},
+        "report": {"facts": 2},
+    }
+    return tree | {"search": {"facts": 3, "over": {"full": over or {"train.lr": [1e-4]}}}}
+
+
+@pytest.mark.parametrize(("train", "over"), [({"keep": 3}, None), (None, {"train.keep": [0, 3]})])
+def test_a_trial_is_not_trained_on_prompts_about_reported_facts(tmp_path, tiny_facts, train, over):
+    reported = read(str(tiny_facts)).facts[:5]
+    near = [reported[4].prompt.upper(), reported[0].locality[0].prompt, f"Some like {reported[3].subject}, who"]
+    tree = keeping(tmp_path, tiny_facts, ["Snow is", *near], train=train, over=over)
+    with pytest.raises(InputError) as caught:
+        read_data(checked(tree))
+    told = str(caught.value)
+    assert told.startswith(f"m.d.full: train.keep_prompts: 3 of 4 prompts in {tmp_path / 'kept.txt'} are "), told
+    assert repr(near[0]) in told and told.endswith("Right would be a file without them")
+    assert "\n" not in told, "one file is told of once"
+    read_data(checked({**tree, "search": None}))
+
+
+def test_prompts_to_keep_that_no_trial_trains_on_may_be_about_anything(tmp_path, tiny_facts):
+    """Those of a method that is not searched are sifted by the reported facts, which are its own."""
+    near = [fact.prompt for fact in read(str(tiny_facts)).facts[:2]]
+    read_data(checked(keeping(tmp_path, tiny_facts, near)))
+    read_data(checked(keeping(tmp_path, tiny_facts, ["Snow is", "Ice is"], train={"keep": 2})))
+
+
+def test_a_file_of_prompts_that_is_not_there_is_told_before_a_search(tmp_path, tiny_facts):
+    tree = keeping(tmp_path, tiny_facts, [], train={"keep": 2})
+    (tmp_path / "kept.txt").unlink()
+    with pytest.raises(InputError, match=r"^m\.d\.full: train\.keep_prompts: .*No such file"):
+        read_data(checked(tree))
 
 
 def test_without_development_facts_a_search_is_refused():

@@ -1,12 +1,14 @@
 """Parts against numbers worked out by hand, and what more or less of a setting must do."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dft_cluster.config import LoraSettings
+from dft_cluster.methods.prepare import WARM_UP
 from dft_cluster.planning import memory
-from dft_cluster.planning.asked import Device
+from dft_cluster.planning.asked import Asked, Device
 from dft_cluster.planning.memory import CUDA_DEVICE, CUDA_HOST, MIB, PROCESS, Memory
 from tests.unit.planning.cases import Formula, asked, config, llama_7b, small
 
@@ -28,6 +30,13 @@ def fullest(
     passes.each = each
     sections["train"] = {"adapter": adapter, **sections.get("train", {})}
     return memory.of_ranks(asked(model, config(**sections), device, facts, passes))[-1]
+
+
+def seat(first: int, device: Device = "cuda", **sections: dict[str, Any]) -> Asked:
+    """Of LLaMA2-7B on two ranks in one group."""
+    sections["cluster"] = {"groups": 1, "ranks_per_group": 2}
+    made = asked(llama_7b(), config(**sections), device, passes=Formula(llama_7b(), LORA))
+    return replace(made, first=first)
 
 
 def power_of_two(size: int) -> int:
@@ -159,6 +168,49 @@ def test_variants_of_the_method_that_keep_more() -> None:
     assert fullest("cpu", method={"name": "full"}).host.total < base
     bounded, free = (fullest(method={"name": name}).device.total for name in ("ft_c", "full"))
     assert bounded == free + 4 * N // 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("method", ["memit", "dft", "interpolate", "f_learning", "ft_c"])
+def test_the_warm_up_is_one_plain_fine_tune_whatever_the_method(method: str, device: Device) -> None:
+    forced = {"protocols": ["teacher_forced"]}
+    warm = seat(WARM_UP, device, method={"name": method}, warmup={"epochs": 3}, evaluate=forced)
+    [one] = memory.of_ranks(warm)
+    [plain] = memory.of_ranks(seat(1, device, method={"name": "full", "rounds": 1}, evaluate=forced))
+    assert (one.device, one.host) == (plain.device, plain.host)
+    assert warm.steps == 3 * 8  # 64 facts, 8 in a batch
+
+
+def test_the_warm_up_s_evaluation_decodes_nothing() -> None:
+    warm = seat(WARM_UP)
+    assert warm.evaluation() == seat(1, evaluate={"protocols": ["teacher_forced"]}).evaluation()
+    assert warm.evaluation() < seat(1).evaluation()
+
+
+def test_what_learns_after_forgetting_keeps_no_start() -> None:
+    """In a seat of its own, when an adapter has forgotten."""
+    [later] = memory.of_ranks(seat(2, method={"name": "f_learning"}))
+    [both] = memory.of_ranks(seat(1, method={"name": "f_learning"}))
+    assert "θ kept and scores" not in later.host.parts
+    assert both.host.parts["θ kept and scores"] == power_of_two(4 * N // 2)
+
+
+def test_the_second_step_has_activations_beside_the_moments() -> None:
+    """Where the batch makes the backward pass the fullest moment, one round is as full as two."""
+    one, two = (fullest(each=10**9, method={"name": "full", "rounds": rounds}).device for rounds in (1, 2))
+    assert one.total == two.total
+    assert one.parts["activations and logits"] > 0
+    assert one.parts["optimizer"] == 12 * N // 2
+
+
+def test_centres_lie_where_the_masters_are() -> None:
+    for offload, place in (("none", "device"), ("optimizer", "host")):
+        bounded, free = (
+            fullest(method={"name": name}, train={"offload": offload}, cluster={"buffers": "host"})
+            for name in ("ft_c", "full")
+        )
+        more = {"device": bounded.device.total - free.device.total, "host": bounded.host.total - free.host.total}
+        assert more == {"device": 0, "host": 0} | {place: 4 * N // 2}
 
 
 def test_deepspeed_s_own_sizes_are_as_they_are_taken_here() -> None:

@@ -8,8 +8,10 @@ from dft_cluster.cluster.job import main
 from dft_cluster.config import LoraSettings
 from dft_cluster.config_file import load
 from dft_cluster.errors import InputError
+from dft_cluster.facts.pairs import given
 from dft_cluster.local import in_this_process
-from dft_cluster.methods.prepare import prepare
+from dft_cluster.methods.prepare import WARM_UP, prepare
+from dft_cluster.methods.training_set import Drawn, examples
 from dft_cluster.planning.activations import Shape
 from dft_cluster.planning.advice import advise
 from dft_cluster.planning.asked import Asked, Passes
@@ -19,6 +21,7 @@ from dft_cluster.planning.model import Model
 from dft_cluster.planning.plan import of_seats, plan, training_sets
 from dft_cluster.runs.console import Console
 from dft_cluster.training.batches import steps
+from tests import tiny
 from tests.integration import runs
 from tests.unit.planning.cases import GB, asked, config, llama_7b
 
@@ -122,6 +125,18 @@ def test_unequal_nodes_are_filled_from_the_largest() -> None:
     assert lack.host_needs > 6 * 16 * GB
 
 
+def test_the_seat_that_does_not_fit_is_shown_though_another_needs_more_of_a_device() -> None:
+    on_devices = asked(llama_7b(), config(cluster={"ranks_per_group": 4, "buffers": "device"}))
+    on_hosts = asked(llama_7b(), config(cluster={"ranks_per_group": 4}, train={"offload": "optimizer"}))
+    there = Capacity((Node(400 * GB, 8, 141 * GB),))
+    made = of_seats({"round 1": on_hosts, "round 2 and on": on_devices}, there)
+    assert fit(on_devices, there).device_needs > made.fit.device_needs
+    assert fit(on_devices, there).fits
+    assert made.seat == "round 1"
+    assert not made.fit.fits
+    assert made.advice is not None
+
+
 def test_shapes_alone_make_a_plan_that_says_what_is_missing() -> None:
     model = Model.of_shapes("mine", {"layers.0.mlp.weight": (4096, 4096), "embed.weight": (32000, 4096)})
     alone = Asked(config(), model, "cuda", True, (), (Shape(4, 16, 16),), Passes(model, LoraSettings()))
@@ -155,14 +170,49 @@ def test_micro_batches_are_those_of_the_training(tiny_model: Path, tiny_facts: P
     assert set(shapes) == seen
 
 
-def test_the_warm_up_needs_ranks_of_its_own_under_an_adapter(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path
-) -> None:
-    settings = runs.config(tiny_model, tiny_facts, tmp_path, train={"adapter": "lora"}, warmup={"epochs": 1})
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough that under an adapter the warm-up needs more than a round."""
+    return tiny.model(tmp_path_factory.mktemp("larger"), hidden=384, layers=8)
+
+
+def test_the_warm_up_needs_ranks_of_its_own_under_an_adapter(larger: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    settings = runs.config(larger, tiny_facts, tmp_path, train={"adapter": "lora"}, warmup={"epochs": 1})
     made = plan(prepare(settings), ROOMY)
     assert made.seat == "the warm-up"
     assert made.asked.config.train.adapter == "none"
+    assert not any("θ kept and scores" in one.host.parts for one in made.memories)
     assert made.disk.base > 0
+
+
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_the_warm_up_trains_though_its_method_does_not(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, method: str
+) -> None:
+    settings = runs.config(tiny_model, tiny_facts, tmp_path, method={"name": method}, warmup={"epochs": 3})
+    made = plan(prepare(settings), ROOMY)
+    assert made.seat == "the warm-up"
+    n = made.asked.model.elements
+    [rank] = made.memories
+    assert rank.host.parts["optimizer"] == 12 * -(-n // made.asked.world)
+    assert rank.host.parts["gradients"] >= 4 * n
+    assert rank.host.parts["activations and logits"] > 0
+    assert made.asked.steps == 3 * 3  # 8 examples, 3 in a batch
+    assert made.traffic.steps == 0, "in its round"
+
+
+def test_the_warm_up_is_taught_the_old_answers_alone(larger: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """By each of both groups; nothing that is drawn from the model stands beside them."""
+    train = {"adapter": "lora", "tokens_per_batch": 40, "contexts": 2, "keep": 3}
+    prepared = prepare(runs.config(larger, tiny_facts, tmp_path, train=train, warmup={"epochs": 4}))
+    made = plan(prepared, ROOMY)
+    taught = examples(given(prepared.facts), "old", prepared.layout, Drawn())
+    found = steps(taught, batch=3, epochs=1, rank=0, world=1, pad=0, seed=0, round_=WARM_UP, tokens_per_batch=40)
+    seen = {Shape(*m.ids.shape, len(m.targets)) for step in found for m in step.micro if m is not None}
+    assert made.seat == "the warm-up"
+    assert [one.role for one in made.memories] == ["old", "new"]
+    assert set(made.asked.shapes) == seen
+    assert made.asked.steps == 4 * 3  # each group all 8 facts, 3 in a batch
 
 
 def test_drawn_contexts_make_longer_examples(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
@@ -178,6 +228,19 @@ def test_rephrases_make_more_examples(tiny_model: Path, tiny_facts: Path, tmp_pa
     assert made.asked.steps == 2 * 8  # 24 examples, 3 in a batch, 2 epochs
 
 
+def test_contexts_stand_before_prompts_and_not_before_what_is_kept(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    train = {"contexts": 2, "rephrases": 1, "keep": 3, "keep_tokens": 5}
+    prepared = prepare(runs.config(tiny_model, tiny_facts, tmp_path, train=train))
+    pairs = given(prepared.facts)
+    drawn = Drawn(["a", "b"], [(1, [0] * 6)] * 3, [[pair.prompt] for pair in pairs])
+    for side, planned in zip(("old", "new"), training_sets(prepared.seat(1)), strict=True):
+        taught = examples(pairs, side, prepared.layout, drawn)
+        assert len(planned) == len(taught) == 8 * 2 * 3 + 3
+        assert [(len(e.ids), e.start) for e in planned[-3:]] == [(len(e.ids), e.start) for e in taught[-3:]]
+
+
 def test_editing_in_closed_form_says_what_it_leaves_out(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     made = plan(prepare(runs.config(tiny_model, tiny_facts, tmp_path, method={"name": "memit"})), ROOMY)
     assert any("memit trains nothing" in note for note in made.notes)
@@ -187,10 +250,13 @@ def test_editing_in_closed_form_says_what_it_leaves_out(tiny_model: Path, tiny_f
     assert "train.zero_stage=2" in changes and "train.zero_stage=3" not in changes, "which it would refuse"
 
 
-def test_seconds_are_claimed_only_where_they_were_timed(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
-    settings = runs.config(tiny_model, tiny_facts, tmp_path / "run", cluster={"groups": 1})
+def test_seconds_are_claimed_only_where_they_were_timed(larger: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    # Its warm-up needs the most memory, and is no round.
+    train, warmup = {"adapter": "lora"}, {"epochs": 5}
+    settings = runs.config(larger, tiny_facts, tmp_path / "run", cluster={"groups": 1}, train=train, warmup=warmup)
     prepared, console = prepare(settings), Console(runs.silent)
     assert "not timed" in plan_command(prepared, False, in_this_process, console, ROOMY)
+    assert plan(prepared, ROOMY).seat == "the warm-up"
     timed = plan_command(prepared, True, in_this_process, console, ROOMY)
     assert "12 steps of" in timed
     assert "not timed; --calibrate" not in timed

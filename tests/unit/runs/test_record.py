@@ -110,6 +110,7 @@ def test_what_does_not_say_what_is_computed_may_change(opened, change):
     ("change", "of"),
     [
         ({"facts": {"path": "/elsewhere/facts.jsonl", "format": "common"}}, "facts"),
+        ({"facts": {"probes": "/elsewhere/probes.jsonl"}}, "facts"),
         ({"model": {"name": "/elsewhere/model"}}, "model"),
     ],
 )
