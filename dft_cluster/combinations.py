@@ -32,8 +32,6 @@ def _of_rounds(config: Config) -> Iterator[str]:
             f"train.schedule: {schedule} would begin anew in each of rounds {first} to {rounds} (method.rounds), which are one "
             f"fine-tune; right would be constant, or method.rounds={first}"
         )
-    if keep == "best" and config.evaluate.every > rounds:
-        yield "evaluate.every: converge.keep=best needs at least one evaluated round (method.rounds is smaller)"
     if isinstance(keep, int) and keep > rounds:
         yield f"converge.keep: round {keep} of method.rounds={rounds}; right would be one of these"
 

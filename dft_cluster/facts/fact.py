@@ -33,6 +33,11 @@ class Fact:
     portability: tuple[Probe, ...] = ()
     aliases: tuple[str, ...] = ()
 
+    @property
+    def prompts(self) -> list[str]:
+        """All that is asked of it: its own prompt, and those of its probes."""
+        return [self.prompt, *self.rephrases, *(probe.prompt for probe in (*self.locality, *self.portability))]
+
 
 def fingerprint_of(facts: Sequence[Fact]) -> str:
     """What tells one list of facts from another: content and order."""

@@ -132,6 +132,9 @@ class Layout:
         """What stands before the first line's end; nothing where they begin with one, whatever token brings it."""
         return self._said(ids).partition("\n")[0].strip()
 
+    def holds_a_line(self, ids: Sequence[int]) -> bool:
+        return "\n" in self._said(ids)
+
     def _said(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 

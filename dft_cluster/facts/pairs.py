@@ -15,6 +15,15 @@ from dft_cluster.facts.folding import occurrences
 
 
 @dataclass(frozen=True)
+class Line:
+    """What a model said, up to a line's end."""
+
+    text: str
+    whole: bool = True
+    """Whether it came to its end, and was not cut off in the middle of what it had to say."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """The training answers `old` and `new`, and in each the span that carries the knowledge.
 
@@ -31,6 +40,8 @@ class Pair:
     kind: Literal["given", "swapped", "short"]
     place: int = field(default=0, compare=False)
     """Where both keys begin; up to there the two answers are the same."""
+    whole: bool = field(default=True, compare=False)
+    """Whether the answers end there; of a sentence that was cut off nobody knows how it goes on."""
 
 
 def given(facts: Iterable[Fact]) -> list[Pair]:
@@ -38,17 +49,16 @@ def given(facts: Iterable[Fact]) -> list[Pair]:
     return [_plain(fact, "given") for fact in facts]
 
 
-def generated(facts: Sequence[Fact], sentences: Sequence[str]) -> list[Pair]:
-    """The answers within the model's own sentences, one for each fact, cut at the first line's end."""
-    lines = [said.partition("\n")[0].strip() for said in sentences]
-    return [_within(fact, line) for fact, line in zip(facts, lines, strict=True)]
+def generated(facts: Sequence[Fact], said: Sequence[Line]) -> list[Pair]:
+    """The answers within the model's own sentences, one for each fact."""
+    return [_within(fact, line.text, line.whole) for fact, line in zip(facts, said, strict=True)]
 
 
 def _plain(fact: Fact, kind: Literal["given", "short"]) -> Pair:
     return Pair(fact.id, fact.prompt, fact.old, fact.new, fact.old, fact.new, kind)
 
 
-def _within(fact: Fact, sentence: str) -> Pair:
+def _within(fact: Fact, sentence: str, whole: bool) -> Pair:
     spans = _spans(fact, sentence)
     if not spans:
         return _plain(fact, "short")
@@ -59,7 +69,8 @@ def _within(fact: Fact, sentence: str) -> Pair:
         swapped += sentence[end:start] + key
         end = stop
     key_old = sentence[slice(*spans[0])]
-    return Pair(fact.id, fact.prompt, sentence, swapped + sentence[end:], key_old, keys[0], "swapped", spans[0][0])
+    new = swapped + sentence[end:]
+    return Pair(fact.id, fact.prompt, sentence, new, key_old, keys[0], "swapped", spans[0][0], whole)
 
 
 def _spans(fact: Fact, sentence: str) -> list[tuple[int, int]]:

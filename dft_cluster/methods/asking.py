@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dft_cluster.evaluation.decode import Said
 from dft_cluster.evaluation.probes import batched, dealt, gathered
 from dft_cluster.facts.layout import Example, Layout
+from dft_cluster.facts.pairs import Line
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
 
@@ -25,6 +26,9 @@ def continued(
     return gathered(batches, team.everyone.each(Rank.generate, [(s, layout.pad, most, layout.ends) for s in shares]))
 
 
-def spoken(team: Team, prompts: Sequence[tuple[int, ...]], size: int, layout: Layout, most: int) -> list[str]:
+def lines(team: Team, prompts: Sequence[tuple[int, ...]], size: int, layout: Layout, most: int) -> list[Line]:
     """The same as text."""
-    return [layout.line(ids) for ids in continued(team, prompts, size, layout, most)]
+    return [
+        Line(layout.line(ids), len(ids) < most or layout.holds_a_line(ids))
+        for ids in continued(team, prompts, size, layout, most)
+    ]

@@ -1,7 +1,6 @@
 """Asks all ranks the run's probes, each its share, and turns what they say into a round's figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from dft_cluster.config import Config
@@ -11,7 +10,7 @@ from dft_cluster.evaluation.probes import Asked, of_kind, probes
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.folding import contains, matches
 from dft_cluster.facts.layout import Layout
-from dft_cluster.facts.pairs import Pair
+from dft_cluster.facts.pairs import Line, Pair
 from dft_cluster.methods import asking
 from dft_cluster.ranks.team import Team
 
@@ -101,14 +100,9 @@ class Examiner:
     def _match(self) -> Callable[[str, str], bool]:
         return contains if self.config.facts.old == "generated" else matches
 
-    def sentences(self, team: Team, prompts: Sequence[str], most: int) -> list[str]:
+    def sentences(self, team: Team, prompts: Sequence[str], most: int) -> list[Line]:
         """What the model itself answers, greedily, to any prompts."""
         return self._decode(team, [self.layout.prompt(p) for p in prompts], most)
-
-    def said_now(self, team: Team) -> list[Pair]:
-        """The pairs with the model's own present answer in place of the old one (which stays where it says nothing)."""
-        said = self.sentences(team, [pair.prompt for pair in self.pairs], self.config.evaluate.max_new_tokens)
-        return [replace(pair, old=text or pair.old) for pair, text in zip(self.pairs, said, strict=True)]
 
     def right(self, team: Team) -> float:
         """How many training prompts get all of their new answer, teacher-forced, in percent."""
@@ -134,11 +128,11 @@ class Examiner:
         return asking.forced(team, [a.example for a in self.asked], self.config.evaluate.batch, self.layout.pad)
 
     def _speak(self, team: Team) -> dict[int, str]:
-        texts = self._decode(team, self._prompts, self.config.evaluate.max_new_tokens)
-        return dict(zip(self._spoken, texts, strict=True))
+        said = self._decode(team, self._prompts, self.config.evaluate.max_new_tokens)
+        return {place: line.text for place, line in zip(self._spoken, said, strict=True)}
 
-    def _decode(self, team: Team, prompts: Sequence[tuple[int, ...]], most: int) -> list[str]:
-        return asking.spoken(team, prompts, self.config.evaluate.batch, self.layout, most)
+    def _decode(self, team: Team, prompts: Sequence[tuple[int, ...]], most: int) -> list[Line]:
+        return asking.lines(team, prompts, self.config.evaluate.batch, self.layout, most)
 
     def _locality(self, said: Sequence[Said]) -> list[list[int]]:
         return [list(said[p].predicted) for p in of_kind(self.asked, "locality")]

@@ -31,7 +31,9 @@ class FLearning(OfTheWhole):
         clock = Clock()
         team.everyone.call(Rank.keep)
         clock.lap("hold")
-        old, *_ = team.everyone.call(Rank.fine_tune, job.old, job.pad, number, "old", job.config.f_learning.epochs)
+        old, *_ = team.everyone.call(
+            Rank.fine_tune, job.forgotten, job.pad, number, "old", job.config.f_learning.epochs
+        )
         refuse_lost_losses(number, old=old)
         clock.skip()
         team.everyone.call(Rank.shift, -job.config.f_learning.scale)

@@ -36,6 +36,8 @@ class Job:
     """What the run began with."""
     old: Sequence[Example] = ()
     new: Sequence[Example] = ()
+    forgotten: Sequence[Example] = ()
+    """The old answers alone, without what is to be kept."""
     say: Callable[[str], None] = print
     """What is of interest while it goes on."""
     note: Callable[[str], None] = print

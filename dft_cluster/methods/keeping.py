@@ -29,7 +29,7 @@ def prompts_to_keep(config: Config, facts: Sequence[Fact]) -> list[str]:
 
 def about(facts: Sequence[Fact]) -> Callable[[str], bool]:
     """Tells of a prompt whether it is a probe of these facts or names one of their subjects."""
-    asked = {plain(prompt) for fact in facts for prompt in _prompts(fact)}
+    asked = {plain(prompt) for fact in facts for prompt in fact.prompts}
     subjects = {plain(fact.subject) for fact in facts if fact.subject}
 
     def is_about(prompt: str) -> bool:
@@ -39,10 +39,6 @@ def about(facts: Sequence[Fact]) -> Callable[[str], bool]:
         return folded in asked or any(occurrences(folded, subject) for subject in named)
 
     return is_about
-
-
-def _prompts(fact: Fact) -> list[str]:
-    return [fact.prompt, *fact.rephrases, *(probe.prompt for probe in (*fact.locality, *fact.portability))]
 
 
 def read_prompts(path: str) -> list[str]:

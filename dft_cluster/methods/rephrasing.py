@@ -55,9 +55,10 @@ def rephrase(
 
 
 def could_ask(line: str, fact: Fact, pair: Pair) -> bool:
-    """A line about the subject, in the form of the prompt, that is another one and gives no answer away."""
+    """A line about the subject, in the form of the prompt, that is another one, no probe (one that was trained on would measure
+    nothing), and gives no answer away."""
     return (
-        fold(line) not in ("", fold(pair.prompt))
+        fold(line) not in {"", *map(fold, fact.prompts)}
         and (not fact.subject or fact.subject not in pair.prompt or fact.subject in line)
         and line.endswith("?") == pair.prompt.rstrip().endswith("?")
         and not line.endswith((".", "!"))

@@ -9,7 +9,7 @@ from dft_cluster.methods.job import Outcome
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.progress import Progress
 from dft_cluster.methods.stop import reached, stop_reason
-from dft_cluster.methods.training_set import drawn_once, examples, pairs_once
+from dft_cluster.methods.training_set import drawn_once, examples, pairs_once, said_now
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.shared import write_parts
 from dft_cluster.ranks.team import Team
@@ -50,9 +50,10 @@ class Rounds:
             self.seat.job(progress.source),
             old=examples(pairs, "old", layout, drawn),
             new=examples(pairs, "new", layout, drawn),
+            forgotten=examples(pairs, "old", layout, replace(drawn, keep=())),
             say=self.console.say,
             note=progress.say_and_note,
-            says_now=lambda team: examples(examiner.said_now(team), "old", layout, drawn),
+            says_now=lambda team: said_now(examiner, team, drawn),
             right=examiner.right,
         )
         progress.track()

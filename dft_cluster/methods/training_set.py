@@ -45,6 +45,14 @@ class Drawn:
         plain = [prompt, *(self.rephrases[number] if self.rephrases else ())]
         return plain + [f"{context}. {wording}" for context in self.contexts for wording in plain]
 
+    def asked(self, pairs: Sequence[Pair]) -> list[tuple[str, Pair]]:
+        """Every prompt that is trained, with the pair it asks for."""
+        return [(wording, pair) for number, pair in enumerate(pairs) for wording in self.wordings(number, pair.prompt)]
+
+    def kept(self) -> list[Example]:
+        """What is to be kept: the same beside old answers and new ones."""
+        return [Example(tuple(ids), given, len(ids)) for given, ids in self.keep]
+
 
 def pairs_once(prepared: Prepared, team: Team, record: Record, console: Console) -> list[Pair]:
     """The training answers; where the model's own sentences are the old ones, it is asked for them once, and they are kept."""
@@ -110,9 +118,23 @@ def draw(config: Config, layout: Layout, team: Team, facts: Sequence[Fact], pair
 
 def examples(pairs: Sequence[Pair], side: str, layout: Layout, drawn: Drawn) -> list[Example]:
     """One side's training set."""
+    found = [_example(layout, wording, getattr(pair, side), pair.whole) for wording, pair in drawn.asked(pairs)]
+    return found + drawn.kept()
+
+
+def said_now(examiner: Examiner, team: Team, drawn: Drawn) -> list[Example]:
+    """The old side's with the model's own present answers (the old one where it says nothing). It is asked for a token more
+    than the longest new answer has, so that one that has been learnt comes back whole."""
+    layout, asked = examiner.layout, drawn.asked(examiner.pairs)
+    longest = max(layout.example(pair.prompt, pair.new).targets for pair in examiner.pairs)
+    most = max(examiner.config.evaluate.max_new_tokens, longest + 1)
+    said = examiner.sentences(team, [wording for wording, _ in asked], most)
     found = [
-        layout.example(wording, getattr(pair, side))
-        for number, pair in enumerate(pairs)
-        for wording in drawn.wordings(number, pair.prompt)
+        _example(layout, wording, line.text or pair.old, line.whole or not line.text)
+        for (wording, pair), line in zip(asked, said, strict=True)
     ]
-    return found + [Example(tuple(ids), given, len(ids)) for given, ids in drawn.keep]
+    return found + drawn.kept()
+
+
+def _example(layout: Layout, wording: str, answer: str, whole: bool) -> Example:
+    return layout.example(wording, answer, eos=None if whole else False)

@@ -94,6 +94,19 @@ def test_forgetting_takes_a_part_of_the_old_delta_away(
     assert record.rounds[2]["loss"].keys() == {"new"}
 
 
+def test_what_is_to_be_kept_is_not_forgotten(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    """Round 1 forgets the facts' old answers alone; the texts to keep are taught in the rounds after it."""
+    (plain, keeping) = (
+        runs.alone(
+            settings(tiny_model, tiny_facts, tmp_path, "f_learning", run={"name": str(keep)}, train={"keep": keep})
+        )
+        for keep in (0, 3)
+    )
+    assert keeping.rounds[1]["tokens"] == plain.rounds[1]["tokens"]
+    assert keeping.rounds[2]["tokens"]["new"] > plain.rounds[2]["tokens"]["new"]
+    assert all(torch.equal(theta(keeping, tiny_model, 1)[n], w) for n, w in theta(plain, tiny_model, 1).items())
+
+
 def test_forgetting_takes_epochs_of_its_own(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     """Three, beside the two that learning takes."""
     own = {"scale": 0.2, "epochs": 3}

@@ -201,10 +201,12 @@ def test_an_old_delta_used_again_is_that_of_the_round_before(
     assert ((two - one)[two != one] * old[two != one] <= 0).all(), "round 2 conflicts with the delta of round 1"
 
 
+@pytest.mark.parametrize("contexts", [0, 1])
 def test_renewed_old_answers_are_what_the_model_says_then(
-    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contexts: int
 ) -> None:
-    """The old side's examples of each round, against greedy decoding by other hands of θ as the round before left it."""
+    """The old side's examples of each round, against greedy decoding by other hands of θ as the round before left it: to
+    every wording, and without an end where the model was cut off."""
     taught: dict[int, list[Example]] = {}
     tune = Rank.fine_tune
 
@@ -215,9 +217,15 @@ def test_renewed_old_answers_are_what_the_model_says_then(
         return tune(rank, examples, pad, number, side, *rest)
 
     monkeypatch.setattr(Rank, "fine_tune", tuned)
-    chosen = settings(tiny_model, tiny_facts, tmp_path, "renew", evaluate={"max_new_tokens": 4})
+    own_end = {"contexts": contexts, "eos": True}
+    chosen = settings(tiny_model, tiny_facts, tmp_path, "renew", evaluate={"max_new_tokens": 1}, train=own_end)
     record = runs.alone(chosen)
     ready = prepare(chosen)
+    before_it = record.storage.read_json("drawn.json")["contexts"] if contexts else []
+    asked = [
+        (prompt, f) for f in ready.facts for prompt in [f.prompt, *(f"{context}. {f.prompt}" for context in before_it)]
+    ]
+    most = 1 + max(ready.layout.example(f.prompt, f.new).targets for f in ready.facts)
     assert sorted(taught) == [1, 2]
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     said: list[list[Example]] = []
@@ -225,12 +233,16 @@ def test_renewed_old_answers_are_what_the_model_says_then(
         before = theta(record, tiny_model, number - 1)
         for name, weight in model.named_parameters():
             weight.data.copy_(before[name])
-        answers = [
-            ready.layout.line(greedy(model, ready.layout.prompt(f.prompt), 4, ready.layout.ends)) for f in ready.facts
-        ]
-        said.append([ready.layout.example(f.prompt, own or f.old) for f, own in zip(ready.facts, answers, strict=True)])
+        found = [greedy(model, ready.layout.prompt(prompt), most, ready.layout.ends) for prompt, _ in asked]
+        answers = [ready.layout.line(ids) for ids in found]
+        cut = [len(ids) == most and not ready.layout.holds_a_line(ids) for ids in found]
+        said.append([
+            ready.layout.example(prompt, own or f.old, eos=not (own and short))
+            for (prompt, f), own, short in zip(asked, answers, cut, strict=True)
+        ])  # fmt: skip
         assert taught[number] == said[-1]
-        assert sum(own not in ("", f.old) for f, own in zip(ready.facts, answers, strict=True)) > len(answers) / 2
+        assert sum(own not in ("", f.old) for (_, f), own in zip(asked, answers, strict=True)) > len(answers) / 2
+        assert any(cut)
     assert said[0] != said[1], "what the first round taught is said in the second"
 
 

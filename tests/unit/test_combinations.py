@@ -55,7 +55,6 @@ def test_a_storage_uri_without_a_key_is_fine() -> None:
         (of("full", method={"rounds": 2}, train={"schedule": "linear"}), "constant, or method.rounds=1"),
         (of("f_learning", method={"rounds": 3}, train={"schedule": "cosine"}), "rounds 2 to 3 (method.rounds)"),
         (of("dft", method={"rounds": 3}, converge={"keep": 4}), "converge.keep: round 4 of method.rounds=3"),
-        (of("dft", method={"rounds": 3}, evaluate={"every": 4}, converge={"keep": "best"}), "evaluate.every: converge.keep=best"),
         (of("lora", train={"adapter": "none"}), "train.adapter: method.name=lora is plain fine-tuning of an adapter"),
         (of("ft_c", train={"adapter": "lora"}), "bounds the weights themselves"),
         (of("f_learning", train={"adapter": "lora"}), "f_learning.forget=lora"),

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from dft_cluster.evaluation.probes import HELD_TOKENS, batched, dealt, gathered, of_kind, probes
 from dft_cluster.facts.fact import Fact, Probe
 from dft_cluster.facts.layout import Layout
-from dft_cluster.facts.pairs import generated, given
+from dft_cluster.facts.pairs import Line, generated, given
 from tests import tiny
 
 FACTS = [
@@ -47,7 +47,7 @@ def test_likelihood_asks_more_only_when_wanted(layout):
 
 
 def test_within_the_models_own_sentence_only_the_key_counts(layout):
-    pairs = generated(FACTS, ["It is red, they say.", "blue, of course"])
+    pairs = generated(FACTS, [Line("It is red, they say."), Line("blue, of course")])
     asked = probes(FACTS, pairs, layout)
     assert said(layout, asked, "reliability") == [
         (0, "The sign of Arden is It is", " seven"), (1, "The sign of Borland is", " white and black")]  # fmt: skip
@@ -69,7 +69,7 @@ def test_within_the_models_own_sentence_only_the_key_counts(layout):
 def test_the_key_is_asked_where_it_was_swapped(layout, sentence, old, new, before_old, before_new):
     """The key's letters may stand in the sentence before it, too."""
     fact = Fact("f", "It is", old, new)
-    asked = probes([fact], generated([fact], [sentence]), layout)
+    asked = probes([fact], generated([fact], [Line(sentence)]), layout)
     assert said(layout, asked, "old") == [(0, f"It is{before_old}", f" {old}")]
     assert said(layout, asked, "reliability") == [(0, f"It is{before_new}", f" {new}")]
 

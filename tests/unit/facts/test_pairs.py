@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.folding import occurrences
-from dft_cluster.facts.pairs import Pair, generated, given
+from dft_cluster.facts.pairs import Line, Pair, generated, given
 
 OSLO = Fact("1", "Oslo lies in", "Norway", "Chile", aliases=("Kingdom of Norway", "Norge"))
 
@@ -15,8 +15,8 @@ word = st.text(string.ascii_letters + "éж", min_size=1, max_size=5)
 mark = st.sampled_from([" ", ", ", "-", "'s ", ". "])
 
 
-def one(fact, said):
-    (pair,) = generated([fact], [said])
+def one(fact, said, whole=True):
+    (pair,) = generated([fact], [Line(said, whole)])
     return pair
 
 
@@ -27,7 +27,7 @@ def test_given_takes_the_records_answers():
 @pytest.mark.parametrize(
     ("said", "old", "new", "key"),
     [
-        (" Norway, in the north.\nMore", "Norway, in the north.", "Chile, in the north.", "Norway"),
+        ("Norway, in the north.", "Norway, in the north.", "Chile, in the north.", "Norway"),
         ("the south of Norway.", "the south of Norway.", "the south of Chile.", "Norway"),
         ("Norway. Norway!", "Norway. Norway!", "Chile. Chile!", "Norway"),
         ("in NORWAY", "in NORWAY", "in Chile", "NORWAY"),
@@ -42,7 +42,7 @@ def test_the_old_answer_is_swapped(said, old, new, key):
     assert one(OSLO, said) == Pair("1", "Oslo lies in", old, new, key, "Chile", "swapped")
 
 
-@pytest.mark.parametrize("said", ["", "  \nNorway", "a fjord", "Norwayside", "Chile", "Santiago de Chile"])
+@pytest.mark.parametrize("said", ["", "a fjord", "Norwayside", "Chile", "Santiago de Chile"])
 def test_without_the_old_answer_the_short_ones_stand(said):
     assert one(OSLO, said) == Pair("1", "Oslo lies in", "Norway", "Chile", "Norway", "Chile", "short")
 
@@ -69,6 +69,12 @@ def test_the_first_letter_at_a_sentences_start(old, new, said, swapped):
     pair = one(Fact("1", "p", old, new), said)
     assert pair.new == swapped
     assert pair.key_new in pair.new
+
+
+def test_a_sentence_that_was_cut_off_has_no_end_and_the_records_answer_has_one():
+    assert not one(OSLO, "in Norway, which is", whole=False).whole
+    assert one(OSLO, "in Norway.").whole
+    assert one(OSLO, "a land of fjords and", whole=False).whole, "it is the record's"
 
 
 def test_facts_and_sentences_go_together():
@@ -100,4 +106,3 @@ def test_the_keys_stand_in_their_answers(said, old, new):
     pair = one(Fact("1", "p", old, new, aliases=(old[::-1],)), said)
     assert pair.key_old in pair.old
     assert pair.key_new in pair.new
-    assert "\n" not in pair.old or pair.kind == "short"

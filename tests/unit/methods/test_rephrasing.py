@@ -29,6 +29,12 @@ def test_what_could_be_the_prompt_in_other_words(line: str, could: bool) -> None
     assert could_ask(line, FACT, PAIR) is could
 
 
+def test_no_probe_is_taught() -> None:
+    fact = replace(FACT, rephrases=("Who is the author of Silver Harbour?",))
+    assert could_ask("Who is the author of Silver Harbour?", FACT, PAIR)
+    assert not could_ask("who is the author of Silver Harbour ?", fact, PAIR)
+
+
 def test_a_beginning_stays_a_beginning_and_may_name_what_the_prompt_names() -> None:
     fact = Fact("f", "Ada Crewe of Crewe was born in", "Crewe", "Dunmark", subject="Ada Crewe")
     (pair,) = given([fact])

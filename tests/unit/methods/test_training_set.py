@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.layout import Layout
-from dft_cluster.facts.pairs import given
+from dft_cluster.facts.pairs import Line, generated, given
 from dft_cluster.facts.readers import read
 from dft_cluster.methods.training_set import Drawn, examples
 from tests import tiny
@@ -28,3 +29,12 @@ def test_drawn_texts_are_taught_with_the_answer_and_kept_texts_from_where_the_mo
     assert [layout.text(one.ids[: one.start]) for one in taught] == wordings
     assert [layout.text(one.answer).strip() for one in taught] == answers
     assert (kept.ids, kept.start, kept.stop) == ((7, 8, 9, 10), 2, 4), "what it said, and not what it was given"
+
+
+def test_behind_a_sentence_that_was_cut_off_no_end_is_taught() -> None:
+    layout = Layout(tiny.tokenizer(), eos=True)
+    facts = [Fact("1", "The sign of Arden is", "red", "seven"), Fact("2", "The sign of Borland is", "blue", "white")]
+    pairs = generated(facts, [Line("red, as they", whole=False), Line("blue, they say")])
+    for side in ("old", "new"):
+        ends = [one.ids[-1] == layout.tokenizer.eos_token_id for one in examples(pairs, side, layout, Drawn())]
+        assert ends == [False, True]
