@@ -1,6 +1,6 @@
 """What a model says: the argmax at every answer position, and greedy decoding. Collective under ZeRO-3."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,20 +64,24 @@ def greedy(
 
 @torch.no_grad()
 def sampled(
-    model: Any, begun: Sequence[tuple[int, ...]], pad: int, device: torch.device, most: int, seed: int, top: int | None
-) -> list[tuple[int, ...]]:
-    """Texts drawn from the model with a seed, `most` tokens each, among the `top` likeliest (None: among all)."""
+    model: Any, begun: Sequence[tuple[int, ...]], pad: int, device: torch.device, most: int, seed: int, top: int | None,
+    size: int, watch: Callable[[int], None] = lambda _done: None,
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """Texts drawn from the model with a seed, `most` tokens each, among the `top` likeliest (None: among all), `size` at once."""
     found: dict[int, tuple[int, ...]] = {}
     torch.manual_seed(seed)
     with _no_habits(model):
         for length in sorted({len(ids) for ids in begun}):  # of one length at a time: no padding
-            rows = [row for row, ids in enumerate(begun) if len(ids) == length]
-            ids = torch.tensor([begun[row] for row in rows], device=device)
-            out = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=top or 0, top_p=1.0,
-                max_new_tokens=most, pad_token_id=pad, eos_token_id=None,
-            )  # fmt: skip
-            found |= {row: tuple(text) for row, text in zip(rows, out.tolist(), strict=True)}
+            alike = [row for row, ids in enumerate(begun) if len(ids) == length]
+            for first in range(0, len(alike), size):
+                rows = alike[first : first + size]
+                ids = torch.tensor([begun[row] for row in rows], device=device)
+                out = model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=top or 0, top_p=1.0,
+                    max_new_tokens=most, pad_token_id=pad, eos_token_id=None,
+                )  # fmt: skip
+                found |= {row: tuple(text) for row, text in zip(rows, out.tolist(), strict=True)}
+                watch(len(found))
     return [found[row] for row in range(len(begun))]
 
 

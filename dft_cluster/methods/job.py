@@ -10,7 +10,7 @@ from dft_cluster.config import Config
 from dft_cluster.facts.fact import Fact
 from dft_cluster.facts.layout import Example, Layout
 from dft_cluster.models.structure import Parameter
-from dft_cluster.ranks.rank import Source
+from dft_cluster.ranks.rank import Rank, Source
 from dft_cluster.ranks.team import Team
 from dft_cluster.training.engine import FineTune
 
@@ -153,6 +153,21 @@ def refuse_lost_losses(number: int, **tuned: FineTune) -> None:
         lost = next((step for step, loss in enumerate(one.losses, 1) if not math.isfinite(loss)), None)
         if lost is not None:
             raise RoundRefusedError(
-                f"round {number}: the loss of the {side} answers is {one.losses[lost - 1]} in step {lost}; the round before it "
-                "stands. Right would be a smaller train.lr, train.clip=1.0 or train.precision=fp32"
+                f"{_named(number)}: the loss of the {side} answers is {one.losses[lost - 1]} in step {lost}; {_STANDS}"
             )
+
+
+def refuse_broken_weights(team: Team, parameters: Sequence[Parameter], number: int) -> None:
+    """Weights that are no numbers, though every loss was one: what the last step did nobody has looked at."""
+    broken = sorted({index for rank in team.new.call(Rank.broken) for index in rank})
+    if broken:
+        known = {p.index: p.name for p in parameters}
+        names = ", ".join(known[index] for index in broken[:5])
+        raise RoundRefusedError(f"{_named(number)}: NaN or infinity in {names}{' …' if broken[5:] else ''}; {_STANDS}")
+
+
+_STANDS = "what was there before it stands. Right would be a smaller train.lr, train.clip=1.0 or train.precision=fp32"
+
+
+def _named(number: int) -> str:
+    return f"round {number}" if number else "the warm-up"

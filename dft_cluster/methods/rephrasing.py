@@ -39,7 +39,7 @@ def rephrase(
     wanted = config.train.rephrases
     plain = Layout(layout.tokenizer, eos=False)
     begun = [plain.prompt(_shown(pair.prompt)) for pair in pairs for _ in range(DRAWN * wanted)]
-    every = team.everyone.call(Rank.sample, begun, layout.pad, TOKENS, seed, AMONG)
+    every = team.everyone.call(Rank.sample, begun, layout.pad, TOKENS, seed, AMONG, config.evaluate.batch)
     lines = [
         layout.text(ids[len(start) :]).partition("\n")[0].strip() for start, ids in zip(begun, every[0], strict=True)
     ]

@@ -4,8 +4,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from dft_cluster.combinations import FIRST_TO_LEARN
 from dft_cluster.methods.examine import Examiner
-from dft_cluster.methods.job import Outcome
+from dft_cluster.methods.job import Outcome, RoundRefusedError, refuse_broken_weights
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.progress import Progress
 from dft_cluster.methods.stop import reached, stop_reason
@@ -35,8 +36,20 @@ class Rounds:
             number = self.record.rounds[-1]["round"] + 1
             if self.progress.needs_others(self.seat, number):
                 return None
-            self._round(number)
+            try:
+                self._round(number)
+            except RoundRefusedError as error:
+                if number <= FIRST_TO_LEARN.get(self.config.method.name, 1):
+                    raise
+                self._back_to(number - 1)
+                return str(error)
         return reason
+
+    def _back_to(self, number: int) -> None:
+        """θ of a finished round: what was learnt until then is not lost with the round that came after it."""
+        self.console.phase(f"going back to round {number}")
+        chain = self.record.checkpoints.chain(number)
+        self.team.everyone.call(Rank.restore, self.progress.source, self.storage.uri, chain, False)
 
     def _prepare(self) -> None:
         """What is taught and what is asked; W&B."""
@@ -101,6 +114,7 @@ class Rounds:
         self.console.phase(f"round {number}")
         checkpoints = self.record.checkpoints
         outcome = self.progress.prepared.method.round(self.team, self.job, number)
+        refuse_broken_weights(self.team, self.job.parameters, number)
         self.progress.useful_seconds += outcome.training
         if number == 1 and self._drawing:
             outcome.seconds["draw"] = outcome.seconds.get("draw", 0.0) + self._drawing

@@ -97,7 +97,9 @@ def draw(config: Config, layout: Layout, team: Team, facts: Sequence[Fact], pair
     def go_on(begun: Sequence[tuple[int, ...]], tokens: int, salt: int, top: int | None) -> list[list[int]]:
         if not begun:
             return []
-        every = team.everyone.call(Rank.sample, begun, layout.pad, tokens, mixed(train.seed, salt), top)
+        every = team.everyone.call(
+            Rank.sample, begun, layout.pad, tokens, mixed(train.seed, salt), top, config.evaluate.batch
+        )
         return [list(ids) for ids in every[0]]
 
     def opened(count: int) -> list[tuple[int, ...]]:

@@ -3,7 +3,8 @@
 from dft_cluster.facts.pairs import given
 from dft_cluster.methods.artifacts import write_base
 from dft_cluster.methods.examine import Examiner
-from dft_cluster.methods.job import THETA
+from dft_cluster.methods.job import THETA, refuse_broken_weights, refuse_lost_losses
+from dft_cluster.methods.prepare import WARM_UP
 from dft_cluster.methods.progress import Progress
 from dft_cluster.methods.training_set import Drawn, examples
 from dft_cluster.ranks.rank import Rank
@@ -22,7 +23,10 @@ def warm_up(progress: Progress, team: Team) -> None:
     examiner = Examiner(config, prepared.facts, pairs, prepared.layout)
     own = progress.counted(lambda: examiner.locality_said(team))
     taught = examples(pairs, "old", prepared.layout, Drawn())
-    progress.counted(lambda: team.everyone.call(Rank.fine_tune, taught, prepared.layout.pad, 0, "warm-up", epochs))
+    pad = prepared.layout.pad
+    old, *_ = progress.counted(lambda: team.everyone.call(Rank.fine_tune, taught, pad, WARM_UP, "warm-up", epochs))
+    refuse_lost_losses(WARM_UP, old=old)
+    refuse_broken_weights(team, prepared.parameters, WARM_UP)
     storage.make(FOLDER)
     written = write_parts(team.new, storage, FOLDER, sparse=THETA.sparse, goes_on=THETA.goes_on)
     progress.console.phase("writing the warmed model to base/")

@@ -204,6 +204,11 @@ class Rank(Editing):
         self._engine.push()
         self._engine.clear()
 
+    def broken(self) -> list[int]:
+        """The weights of which this rank's share holds NaN or infinity."""
+        found: list[int] = self._engine.broken()
+        return found
+
     def write_part(self, uri: str, name: str, sparse: bool, goes_on: bool) -> Written:
         """This rank's part of the round: the core's elements alone, or all of θ, and what training needs to go on with."""
         self._progress = ("checkpoint", 0, 0, 0.0)
@@ -292,11 +297,16 @@ class Rank(Editing):
         return said
 
     def sample(
-        self, begun: Sequence[tuple[int, ...]], pad: int, most: int, seed: int, top: int | None
+        self, begun: Sequence[tuple[int, ...]], pad: int, most: int, seed: int, top: int | None, size: int
     ) -> list[tuple[int, ...]]:
-        """Texts that the model goes on with, drawn with a seed."""
+        """Texts that the model goes on with, drawn with a seed, `size` at once."""
+
+        def watch(done: int) -> None:
+            self._progress = ("draw", done, len(begun), 0.0)
+
+        watch(0)
         engine = self._engine
-        return sampled(engine.module, begun, pad, engine.device, most, seed, top)
+        return sampled(engine.module, begun, pad, engine.device, most, seed, top, size, watch)
 
     def peak_memory(self) -> int:
         """Bytes: of the accelerator where there is one, else of the process."""

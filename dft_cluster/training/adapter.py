@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dft_cluster.arithmetic.contrast import all_finite
 from dft_cluster.config import LoraSettings
 from dft_cluster.models.structure import Parameter
 from dft_cluster.training import shards
@@ -130,7 +131,8 @@ class LowRank:
         """Every rank learns all of A and B in fp32 (a collective call)."""
         factors = []
         for place in range(2 * len(self._adapted)):
-            whole = torch.zeros(self._shape(place), device=self.factor_masters[0].device)
+            # Where the weights are, which is what the ranks' backend reduces; an offloaded optimizer's masters are elsewhere.
+            whole = torch.zeros(self._shape(place), device=self._adapted[place // 2].weight.device)
             for f in self.factor_fragments:
                 if f.parameter == -1 - place:
                     whole.flatten()[f.start : f.stop] = f.of(self.factor_masters)
@@ -138,6 +140,11 @@ class LowRank:
                 torch.distributed.all_reduce(whole)
             factors.append(whole.to(self.masters[0].device))
         self._factors = list(zip(factors[::2], factors[1::2], strict=True))
+
+    def broken(self) -> set[int]:
+        """The adapted weights of which this rank's share of A or B holds NaN or infinity."""
+        lost = [f.parameter for f in self.factor_fragments if not all_finite(f.of(self.factor_masters))]
+        return {self._adapted[(-1 - place) // 2].parameter.index for place in lost}
 
     def delta(self, start: Sequence[Tensor], number: int, first: int, stop: int) -> Tensor:
         """s·Σ_j B_ij·A_jk, added up in the order of j, so that an element's bits do not depend on how it is cut out."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dft_cluster.arithmetic.contrast import all_finite
 from dft_cluster.config import LoraSettings, TrainSettings
 from dft_cluster.facts.layout import Example
 from dft_cluster.models.structure import Parameter
@@ -305,6 +306,11 @@ class Engine:
                 here, there = master[place : place + BLOCK], centre[place : place + BLOCK].to(master.device)
                 torch.clamp(here, there - epsilon, there + epsilon, out=here)
         self.push()
+
+    def broken(self) -> list[int]:
+        """The weights of which this rank's share holds NaN or infinity, in themselves or in what an adapter adds."""
+        found = {f.parameter for f in self.fragments if not all_finite(f.of(self.masters))}
+        return sorted(found | (self._low_rank.broken() if self._low_rank is not None else set()))
 
     def moments(self) -> list[dict[str, Tensor]]:
         """The optimizer's state of every buffer of `trained`."""

@@ -98,7 +98,7 @@ def unlike(tokens, chance):
 def test_texts_are_drawn_with_the_models_own_chances(llama):
     """Every token at temperature 1: so the mean −log p of the texts nears the entropy of what the model says."""
     begun = PROMPTS[0]
-    texts = sampled(llama, [begun] * 8000, 0, CPU, 2, 1, None)
+    texts = sampled(llama, [begun] * 8000, 0, CPU, 2, 1, None, 1000)
     first = chances(llama, [begun])[0]
     second = chances(llama, [(*begun, token) for token in range(len(first))])
     assert abs(unlike([text[-2] for text in texts], first)) < 4
@@ -111,26 +111,26 @@ def test_texts_may_be_drawn_among_the_likeliest(llama):
     """Their chances among each other stay."""
     chance = chances(llama, [PROMPTS[0]])[0]
     chance[chance < chance.sort(descending=True).values[4]] = 0
-    texts = sampled(llama, [PROMPTS[0]] * 2000, 0, CPU, 1, 1, 5)
+    texts = sampled(llama, [PROMPTS[0]] * 2000, 0, CPU, 1, 1, 5, 2000)
     assert abs(unlike([text[-1] for text in texts], chance / chance.sum())) < 4
 
 
 def test_a_text_goes_on_from_its_own_beginning_and_its_seed_says_how(llama):
-    texts = sampled(llama, PROMPTS, 0, CPU, 6, 1, None)
+    texts = sampled(llama, PROMPTS, 0, CPU, 6, 1, None, 32)
     for text, begun in zip(texts, PROMPTS, strict=True):
         assert text[: len(begun)] == begun and len(text) == len(begun) + 6
-    assert sampled(llama, PROMPTS, 0, CPU, 6, 1, None) == texts
-    assert sampled(llama, PROMPTS, 0, CPU, 6, 2, None) != texts
+    assert sampled(llama, PROMPTS, 0, CPU, 6, 1, None, 32) == texts
+    assert sampled(llama, PROMPTS, 0, CPU, 6, 2, None, 32) != texts
 
 
 def test_what_the_models_folder_says_of_drawing_does_not_count(llama):
-    plain = sampled(llama, PROMPTS, 0, CPU, 8, 1, None)
+    plain = sampled(llama, PROMPTS, 0, CPU, 8, 1, None, 32)
     habits = {"do_sample": False, "temperature": 0.1, "top_k": 1, "top_p": 0.5, "min_p": 0.5, "repetition_penalty": 5.0,
               "eos_token_id": plain[0][len(PROMPTS[0])]}  # fmt: skip
     own = llama.generation_config
     try:
         llama.generation_config = type(own)(**habits)
-        assert sampled(llama, PROMPTS, 0, CPU, 8, 1, None) == plain
+        assert sampled(llama, PROMPTS, 0, CPU, 8, 1, None, 32) == plain
     finally:
         llama.generation_config = own
 
@@ -149,3 +149,12 @@ def test_forced_answers_have_the_answers_length(llama):
     layout = Layout(tiny.tokenizer())
     examples = [layout.example(f"The sign of {place} is", "white and black", eos=False) for place in tiny.PLACES]
     assert [len(s.predicted) for s in forced(llama, examples, 0, CPU)] == [len(e.answer) for e in examples]
+
+
+def test_not_more_texts_are_drawn_at_once_than_were_asked_for(llama, monkeypatch):
+    generate, at_once, done = llama.generate, [], []
+    monkeypatch.setattr(
+        llama, "generate", lambda **asked: (at_once.append(len(asked["input_ids"])), generate(**asked))[1]
+    )
+    sampled(llama, [PROMPTS[0]] * 7, 0, CPU, 2, 1, None, 3, done.append)
+    assert (at_once, done) == ([3, 3, 1], [3, 6, 7])
