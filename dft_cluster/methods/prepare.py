@@ -22,8 +22,9 @@ from dft_cluster.methods.job import Adapter, Job, Method
 from dft_cluster.methods.keeping import prompts_to_keep
 from dft_cluster.methods.memit import Memit
 from dft_cluster.methods.rome import Rome
+from dft_cluster.methods.window import refuse_too_long
 from dft_cluster.models.source import resolve
-from dft_cluster.models.structure import Parameter, adaptable, parameters
+from dft_cluster.models.structure import Parameter, adaptable, parameters, window
 from dft_cluster.patch.fingerprint import fingerprint
 from dft_cluster.ranks.rank import Source
 
@@ -130,6 +131,9 @@ def prepare(config: Config, given: Sequence[Fact] | None = None) -> Prepared:
         with _noted(problems):
             tokenizer = _tokenizer(folder, config)
             layout = Layout(tokenizer, config.train.template, config.train.eos)
+        if layout is not None:
+            with _noted(problems):
+                refuse_too_long(config, facts, layout, window(folder, config.model.trust_remote_code))
         with _noted(problems):
             _refuse_within(config, folder)
         weights = parameters(folder, config.model.trust_remote_code)

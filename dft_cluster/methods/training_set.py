@@ -17,6 +17,7 @@ from dft_cluster.methods.examine import Examiner
 from dft_cluster.methods.keeping import prompts_to_keep
 from dft_cluster.methods.prepare import Prepared
 from dft_cluster.methods.rephrasing import rephrase
+from dft_cluster.methods.window import CONTEXT_TOKENS
 from dft_cluster.ranks.rank import Rank
 from dft_cluster.ranks.team import Team
 from dft_cluster.runs.console import Console
@@ -26,7 +27,6 @@ from dft_cluster.training.batches import mixed
 OPENINGS = (
     "The", "In", "A", "It", "He", "She", "This", "There", "When", "What", "Who", "One", "For", "At", "After", "Most",
 )  # fmt: skip
-CONTEXT_TOKENS = 10
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,12 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
     return config
 
 
+def window(folder: Path, trust_remote_code: bool = False) -> int | None:
+    """The tokens that a model was made for; None where its config bounds them by nothing (ALiBi)."""
+    text = read_config(folder, trust_remote_code).get_text_config()
+    return getattr(text, "max_position_embeddings", None)
+
+
 def skeleton(folder: Path, trust_remote_code: bool = False) -> nn.Module:
     """The model without its weights: shapes on the meta device, which cost no memory."""
     from accelerate import init_empty_weights

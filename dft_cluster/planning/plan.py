@@ -10,7 +10,8 @@ from dft_cluster.facts.layout import Example
 from dft_cluster.facts.pairs import given
 from dft_cluster.methods.keeping import prompts_to_keep
 from dft_cluster.methods.prepare import WARM_UP, Prepared
-from dft_cluster.methods.training_set import CONTEXT_TOKENS, Drawn, examples
+from dft_cluster.methods.training_set import Drawn, examples
+from dft_cluster.methods.window import CONTEXT_ROOM
 from dft_cluster.planning import advice, capacity, memory, traffic
 from dft_cluster.planning.advice import Advice
 from dft_cluster.planning.asked import Asked, Passes, shape_of
@@ -143,7 +144,7 @@ def training_sets(seat: Prepared) -> tuple[list[Example], ...]:
 
 
 def _with_contexts(found: list[Example], contexts: int) -> list[Example]:
-    room = CONTEXT_TOKENS + 2  # an opening word before it, a full stop behind it
+    room = CONTEXT_ROOM
     longer = [Example((0,) * room + e.ids, e.start + room, e.stop + room) for e in found]
     return found + longer * contexts
 
