@@ -32,8 +32,9 @@ def refuse_too_long(config: Config, facts: Sequence[Fact], layout: Layout, windo
     if found:
         (name, prompt), tokens = next(iter(found.items()))
         raise InputError(
-            f"facts: with their answers {len(found)} prompt{'s'[: len(found) > 1]} do not fit into the model's window of {window} tokens; the first is "
-            f"fact {name}'s {prompt[:40]!r}… with {tokens}. Right would be shorter ones, or the facts without them"
+            f"facts: {len(found)} prompt{'s'[: len(found) > 1]} with the answers are longer than the model's window of {window} "
+            f"tokens; the first is fact {name}'s {prompt[:40]!r}… with {tokens}. Right would be shorter ones, or the facts "
+            "without them"
         )
 
 

@@ -30,7 +30,7 @@ FACT = Fact("7", "The sign of Arden is", "red", "seven")
 def test_a_prompt_with_its_answer_must_fit(tiny_model: Path, tiny_facts: Path, tmp_path: Path, fact: Fact) -> None:
     config = runs.config(tiny_model, tiny_facts, tmp_path, evaluate={"protocols": ["teacher_forced"]})
     layout = Layout(tiny.tokenizer(), eos=True)
-    with pytest.raises(InputError, match=r"answers 1 prompt do not fit .* window of 24 tokens; the first is fact 7's"):
+    with pytest.raises(InputError, match=r"1 prompt with .* window of 24 tokens; the first is fact 7's"):
         refuse_too_long(config, [FACT, fact], layout, 24)
     refuse_too_long(config, [FACT, fact], layout, None)
 
@@ -57,5 +57,5 @@ def test_what_is_put_before_and_said_behind_counts(tiny_model: Path, tiny_facts:
 
 def test_the_model_says_what_its_window_is(tiny_model: Path, tiny_facts: Path, tmp_path: Path) -> None:
     config = runs.config(tiny_model, tiny_facts, tmp_path)
-    with pytest.raises(InputError, match="do not fit into the model's window"):
+    with pytest.raises(InputError, match="are longer than the model's window"):
         prepare(config, [replace(FACT, prompt=" ".join(["Arden"] * 5000))])
