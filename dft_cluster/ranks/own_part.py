@@ -1,6 +1,7 @@
 """A rank's part of a checkpoint: what it writes of a round, and how a weight that stands still is found again in such parts."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from dft_cluster.runs.storage import Storage
 from dft_cluster.training.core import Core
 from dft_cluster.training.engine import Engine
 from dft_cluster.training.shards import Fragment
+from dft_cluster.training.theta import Theta
 
 
 @patiently
@@ -40,11 +42,10 @@ def of_theta(engine: Engine, goes_on: bool, kept: Sequence[Tensor]) -> list[Stor
         Stored(
             f.parameter,
             f.start,
-            f.of(theta.masters) + theta.delta(theta.masters, f.buffer, f.offset, f.offset + f.length)
-            if beside
-            else f.of(theta.masters),
+            f.of(theta.masters),
             None,
             (_state(f, moments[f.buffer]) if goes_on and not beside else {}) | ({"old": f.of(kept)} if kept else {}),
+            partial(_product, theta, f) if beside else None,
         )
         for f in theta.fragments
     ]
@@ -54,6 +55,11 @@ def of_theta(engine: Engine, goes_on: bool, kept: Sequence[Tensor]) -> list[Stor
             for f in trained.fragments
         ]
     return stored
+
+
+def _product(theta: Theta, fragment: Fragment, first: int, stop: int) -> Tensor:
+    """An adapter's, of a fragment's elements `first` to `stop`."""
+    return theta.delta(theta.masters, fragment.buffer, fragment.offset + first, fragment.offset + stop)
 
 
 def _state(fragment: Fragment, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -237,7 +237,7 @@ class Rank(Editing):
                     if not (beside and trained):
                         for f in engine.fragments:
                             part.overlay(f.parameter, f.start, f.of(engine.masters))
-                    if to_train and part.remembers("old"):
+                    if to_train and names is chain[-1] and self._scores and part.remembers("old"):
                         for f in engine.fragments:
                             part.overlay(f.parameter, f.start, f.of(self._started().keep_old()), "old")
                     if to_train and trained:
@@ -313,6 +313,11 @@ class Rank(Editing):
         if self._engine.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return _resident_peak()
+
+    @property
+    def _scores(self) -> bool:
+        """Whether the deltas meet here: in one group, or on the new side of two."""
+        return self._pair is None or self._pair.side == 1
 
     def leave(self) -> None:
         """Leaves the world; the process may then end."""

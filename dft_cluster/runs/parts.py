@@ -5,7 +5,7 @@ each element, and `values` of those that are set). What an optimizer must rememb
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +30,13 @@ class Stored:
     values: Tensor
     mark: Tensor | None = None
     more: dict[str, Tensor] = field(default_factory=dict)
+    added: Callable[[int, int], Tensor] | None = None
+    """What comes to the values from one place to another, worked out as they are written."""
+
+    def blocks(self) -> Iterator[Tensor]:
+        for first in range(0, self.values.numel(), BLOCK):
+            block = self.values[first : first + BLOCK]
+            yield block if self.added is None else block + self.added(first, first + block.numel())
 
     @property
     def key(self) -> str:
@@ -68,7 +75,7 @@ def _bytes(header: bytes, fragments: Iterable[Stored]) -> Iterator[bytes | memor
     yield len(header).to_bytes(8, "little") + header
     for f in fragments:
         if f.mark is None:
-            yield from (_raw(block) for block in f.values.split(BLOCK))
+            yield from map(_raw, f.blocks())
         else:
             yield from (np.packbits(block).data for block in _marks(f))
             for block, mask in zip(f.values.split(BLOCK), _marks(f), strict=True):

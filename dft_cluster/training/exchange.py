@@ -21,7 +21,7 @@ class Pair:
         store = TCPStore(address, port, 2, is_master=side == 0, timeout=wait)
         self._group: Any = ProcessGroupGloo(PrefixStore(name, store), side, 2, wait)
         self._store = store
-        self._other = 1 - side
+        self.side, self._other = side, 1 - side
 
     def send(self, tensor: Tensor) -> Any:
         """Starts sending; the tensor must stay as it is until the returned work is waited for."""

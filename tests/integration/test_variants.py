@@ -14,6 +14,7 @@ from dft_cluster.planning.plan import training_sets
 from dft_cluster.ranks.rank import Rank
 from tests.integration import runs
 from tests.integration.methods import METHODS, deltas, flat, one_round, settings, start_of, swapped, theta
+from tests.integration.runs import Crash, crash_at
 
 
 @torch.no_grad()
@@ -259,6 +260,20 @@ def test_variants_on_two_groups_give_the_bits_of_one(
     assert drawing == {"drawn": [1], "renew": [1, 2]}.get(variant, []), (
         "what the model writes for its training costs time, too"
     )
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_old_delta_that_is_kept_comes_back_with_the_side_that_scores(
+    tiny_model: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    """Two groups, killed before the round that uses it again."""
+    pair = {"groups": 2, "ranks_per_group": 1, "threads": 1}
+    broken = settings(tiny_model, tiny_facts, tmp_path, "reuse", run={"name": "broken"}, cluster=pair)
+    with pytest.raises(Crash):
+        runs.on_cluster(broken, crash_at("round 2"))
+    again = runs.on_cluster(broken)
+    whole = runs.alone(settings(tiny_model, tiny_facts, tmp_path, "reuse", run={"name": "whole"}))
+    assert [runs.parts(again, n) for n in (1, 2)] == [runs.parts(whole, n) for n in (1, 2)]
 
 
 @pytest.mark.usefixtures("cluster")

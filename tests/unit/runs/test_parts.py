@@ -178,3 +178,20 @@ def test_a_part_cut_short_is_refused(tmp_path):
         (tmp_path / "p").write_bytes(content[:size])
         with pytest.raises(InputError, match="p"):
             Part(tmp_path / "p")
+
+
+@pytest.mark.parametrize("size", [1, 16, 17, 40])
+def test_what_comes_to_the_values_is_worked_out_block_by_block(tmp_path, small_blocks, size):
+    values, more = torch.arange(size, dtype=torch.float32), torch.arange(size, dtype=torch.float32) * 100
+    asked = []
+
+    def added(first, stop):
+        asked.append((first, stop))
+        return more[first:stop]
+
+    written(tmp_path / "p", [Stored(3, 5, values, added=added)])
+    out = torch.empty(size)
+    Part(tmp_path / "p").overlay(3, 5, out)
+    assert bits(out) == bits(values + more)
+    assert asked == [(first, min(first + 16, size)) for first in range(0, size, 16)]
+    assert bits(values) == bits(torch.arange(size, dtype=torch.float32)), "θ stays as it was"
